@@ -43,18 +43,6 @@ func assistsOf(kernel int, l layout, act Activation, a *kernelArgs) (slow, n int
 			slow++
 		}
 	}
-	if kernel == kernelScaledGrad { // its last product is float64
-		for r := range a.rows {
-			for c := range a.n {
-				k := a.coef[c/lanes*a.coefStep+c%lanes:]
-				n++
-				if takesAssist(a.x[r*a.stride+c]+k[fieldN*lanes], k[fieldK2*lanes]) {
-					slow++
-				}
-			}
-		}
-		return slow, n
-	}
 	if kernel >= kernelLargest { // without float32 products
 		return 0, 0
 	}
@@ -144,7 +132,7 @@ func TestNoAssists(t *testing.T) {
 					continue
 				}
 				t.Run(fmt.Sprintf("%v/%s/%v", s, k.Name, act), func(t *testing.T) {
-					var slow, all [kernelScaledGrad + 1]int
+					var slow, all [kernelChoose + 1]int
 					products := 0
 					inspected = func(kernel int, l layout, act Activation, a kernelArgs) {
 						if kernel >= kernelScale {
@@ -297,12 +285,12 @@ func TestTinyDecision(t *testing.T) {
 					t.Errorf("%s: channel %d: tiny numbers are %b, want some: %t", cases[kind(c)].name, c, tiny, expected)
 				}
 			}
-			if w.tinyX != (found > 0) || w.tinyG != (found > 0) {
-				t.Errorf("there are %d tiny channels, and the call says %t and %t", found, w.tinyX, w.tinyG)
+			if w.anyTiny != (found > 0) {
+				t.Errorf("there are %d tiny channels, and the call says %t", found, w.anyTiny)
 			}
 			w.call = call{source: w.source, backward: false, apply: stage{x: values}}
-			if w.sample(bothPhases); w.tinyX != (want > 0) || w.tinyG {
-				t.Errorf("forward, values of x are tiny: %t, want %t", w.tinyX, want > 0)
+			if w.sample(bothPhases); w.anyTiny != (want > 0) {
+				t.Errorf("forward, values of x are tiny: %t, want %t", w.anyTiny, want > 0)
 			}
 			p.release(w)
 		}

@@ -14,6 +14,7 @@ type stage struct {
 	act        Activation
 	x, dy, res []float32
 	y, dres    []float32
+	slopes     []float32 // of the activation, where the sums have stored them
 	stream     bool
 }
 
@@ -37,16 +38,18 @@ type call struct {
 	way   way
 	sums  stage // takes moments, or the sums of a backward pass
 	apply stage // writes the outputs
-	again stage // takes the sums of a channel once more; sums may have overwritten its inputs
+	// applyTiny writes the outputs of tiny numbers: as apply would if the sums stored nothing. It
+	// has the slopes that the sums stored where numbers are tiny, if they did.
+	applyTiny stage
+	again     stage // takes the sums of a channel once more; sums may have overwritten its inputs
 
 	source *source // where the values come from, if they don't lie as the geometry says
-	// least is the least magnitude other than 0 in a sample of dy, scaled where it is tiny, times
-	// the least slope of the activation. Where its products don't vanish, sums of exactly 0 are
-	// sums of zeros.
-	least float64
-	// Channels have tiny gradients, tiny deviations of x, or tiny factors in the z of sums (tiny.go).
-	tinyG, tinyX, tinyZ bool
-	sampled             bool // these are known
+	// least is the least magnitude other than 0 in a sample of dy, of channels whose numbers are
+	// not tiny, times the least slope of the activation. Where its products don't vanish, sums
+	// of exactly 0 are sums of zeros.
+	least   float64
+	anyTiny bool // numbers of channels are tiny (tiny.go)
+	sampled bool // this is known
 
 	// Outputs of the first phase; nil if not wanted.
 	saved               savedStatistics
@@ -192,6 +195,9 @@ func (c *call) backwardCall(act Activation, o *operands) {
 func (c *call) storeGradients() {
 	out := c.apply.storage()
 	c.sums.dres = out
+	if &out[0] != &c.apply.dy[0] {
+		c.applyTiny.slopes = out
+	}
 	c.again = stage{kernel: kernelGradSums, x: c.sums.x, dy: out}
 	c.apply.dy, c.apply.res, c.apply.act = out, nil, Identity
 	if dres := c.apply.dres; dres != nil && &dres[0] == &c.apply.y[0] {
@@ -212,7 +218,7 @@ func (s *stage) storage() []float32 {
 func (w *workspace) situation(do phases) situation {
 	a := &w.apply
 	s := situation{path: w.plan.path, workers: w.plan.workers, backward: w.backward, do: do,
-		costly: w.backward && a.act.costly(), masked: w.source != nil, tinyG: w.tinyG}
+		costly: w.backward && a.act.costly(), masked: w.source != nil}
 	inputs := [...][]float32{a.x, a.dy, a.res}
 	for _, in := range inputs {
 		if in != nil {
@@ -231,7 +237,8 @@ func (w *workspace) situation(do phases) situation {
 	// The output must not be x, which dx needs, and kernels can't compute g of a wide
 	// channel.
 	if out := a.storage(); s.costly && out != nil {
-		s.storable = &out[0] != &a.x[0] && !slices.Contains(w.channels.form, wideForm)
+		s.storable = &out[0] != &a.x[0] && !slices.Contains(w.channels.form, wideForm) &&
+			!(w.anyTiny && a.dres != nil && &a.dres[0] == &a.y[0]) // only g is wanted, and dx is written before it
 	}
 	return s
 }
@@ -249,7 +256,7 @@ func (w *workspace) run(do phases) {
 			w.least *= tinySlope
 		}
 	}
-	if w.way.stores {
+	if w.applyTiny = w.apply; w.way.stores {
 		w.storeGradients()
 	}
 	g, way := w.geo, &w.way
@@ -335,10 +342,10 @@ const tinySlope = 0x1p-40
 const leastSample = 32
 
 // leastOf returns the least magnitude other than 0 in a sample of dy, or infinity if all of
-// them are 0. Gradients of tiny channels are scaled.
+// them are 0. Channels whose numbers are tiny don't matter.
 func (w *workspace) leastOf(dy []float32) float64 {
 	least := float32(math.Inf(1))
-	g, tiny := w.geo, w.tinyG
+	g, tiny := w.geo, w.anyTiny
 	n := g.outer * g.channels * g.inner
 	step := max(1, n/leastSample)
 	for i := 0; i < n; i += step {
@@ -346,11 +353,7 @@ func (w *workspace) leastOf(dy []float32) float64 {
 		if w.source != nil {
 			j = w.element(i)
 		}
-		v := scalar.Abs(dy[j])
-		if tiny && w.channels.tiny[i/g.inner%g.channels]&tinyGradients != 0 {
-			v = float32(float64(v) * tinyScale)
-		}
-		if v < least && v != 0 {
+		if v := scalar.Abs(dy[j]); v < least && v != 0 && !(tiny && w.channels.tiny[i/g.inner%g.channels] != 0) {
 			least = v
 		}
 	}

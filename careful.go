@@ -11,12 +11,14 @@ import "math"
 // records are one for a row, or one for every 8 of up to mostSpan columns. Factors are
 // float64.
 type constants struct {
+	records64 [mostSpan / lanes]record64 // of 8 columns, or of a channel in rows; aligned to vectors
+
 	layout  layout
-	records [3][mostSpan * coefLen]float32
-	z, dx   []float32 // the constants of z, and of dx
-	// toX, toG and toZ scale x for dx, g, and x for z. The factors of z and dx are those of
-	// their last product.
-	toX, toG, toZ, ofZ, ofDX factorList
+	records [2][mostSpan * coefLen]float32
+	z, dx   []float32 // the constants of z, and the mean that is subtracted from x for dx
+	// toX, toG and toZ scale x for dx, g, and x for z. The factors of z are those of its last
+	// product.
+	toX, toG, toZ, ofZ factorList
 
 	scalesX, scalesG, scalesZ bool // a factor is not 1
 	smallZ                    bool // a product for z is taken in float64
@@ -26,14 +28,12 @@ type constants struct {
 	first, height, width int
 	scaled               []float32
 
-	// The lists of tiny.go, and the constants of which they were made last.
-	lists  [numLists]factorList
+	// Of tiny.go: slopes as factors, and masks of columns where nothing is tiny.
 	slopes factorList
+	masks  [mostSpan]float32
 	// Constants and factors of a channel in rows, for kernels in cols.
 	record  record
 	factors [lanes]float64
-	means   []float32 // records with the mean alone
-	made    [numLists + 1]*float32
 }
 
 // factorList are factors of kernels that take products in float64: of columns, or in rows of
@@ -44,12 +44,11 @@ type factorList [mostSpan]float64
 // other than 0 is set.
 func (k *constants) reset(l layout) {
 	if k.z == nil {
-		k.z, k.dx, k.means = k.records[0][:], k.records[1][:], k.records[2][:]
+		k.z, k.dx = k.records[0][:], k.records[1][:]
 	}
 	k.layout = l
 	k.scalesX, k.scalesG, k.scalesZ, k.smallZ = false, false, false, false
 	k.scaled = nil
-	k.made = [numLists + 1]*float32{}
 }
 
 // set sets a field of the record of a row, or of column j.
@@ -106,10 +105,12 @@ func (k *constants) setZ(j int, f *affine) {
 func (k *constants) setDX(j int, d *scaledGradient) {
 	k.setX(j, d.powerX)
 	k.setG(j, d.powerG)
-	k.setFactor(&k.ofDX, j, d.scale)
 	k.set(k.dx, j, fieldN, -d.m)
-	k.set(k.dx, j, fieldK1, d.k1)
-	k.set(k.dx, j, fieldK2, d.k2)
+	r, lane := &k.records64[j/lanes], j%lanes
+	r.n[lane], r.k1[lane], r.k2[lane], r.a[lane] = -d.m, float64(d.k1), float64(d.k2), d.scale
+	if k.layout == rows {
+		r.inAllLanes()
+	}
 }
 
 // block holds adjacent values: in cols some rows of n columns, in rows n values of one
@@ -118,10 +119,14 @@ type block struct {
 	rows, n    int
 	channels   int  // in rows; 0 stands for 1
 	stride     int  // from a row to the next; 0 stands for n
-	column     int  // in cols, in tiny.go: the first one
-	tiny       byte // in tiny.go: which numbers of its channels are
+	column     int  // in rows, in tiny.go: the first channel
+	fetch      int  // in tiny.go: bytes from a value to one that is prefetched
+	mixed      bool // in cols, in tiny.go: there are columns where nothing is tiny
 	x, dy, res []float32
 	y, dres    []float32
+	// In tiny.go, where the sums have stored g: g, in cols, and slopes, if these were stored where
+	// numbers are tiny.
+	g, slopes []float32
 }
 
 // elementwise runs a kernel that writes outputs on a block.
@@ -152,7 +157,7 @@ func (w *workspace) scale(buf *buffers, dst, src []float32, by *factorList, b *b
 	if w.geo.layout == rows {
 		return w.times(dst, src, by[0], 1, n, n)
 	}
-	w.products(buf, kernelScale, &kernelArgs{x: src, y: dst, stride: b.n, strideY: b.n}, nil, by[:], b)
+	w.products(buf, Identity, &kernelArgs{x: src, y: dst, stride: b.n, strideY: b.n}, nil, by[:], b)
 	return dst
 }
 
@@ -187,7 +192,7 @@ func (w *workspace) gradients(act Activation, buf *buffers, b *block, k *constan
 // smallZ returns z of a block without the residual, from products in float64.
 func (w *workspace) smallZ(buf *buffers, b *block, k *constants) []float32 {
 	args := kernelArgs{x: w.scaledZ(buf, b, k), y: buf.scaled[:], stride: b.n, strideY: b.n}
-	w.products(buf, kernelScale, &args, k.z, k.ofZ[:], b)
+	w.products(buf, Identity, &args, k.z, k.ofZ[:], b)
 	return buf.scaled[:]
 }
 
@@ -301,7 +306,11 @@ func (w *workspace) writeScaled(buf *buffers, b *block, k *constants) {
 	}
 	args = kernelArgs{x: x, dy: g, y: b.y, rows: b.rows, stride: b.n, strideDY: b.n, strideY: b.n}
 	args.stream = &b.y[0] != &buf.y[0] && w.streams(&args)
-	w.products(buf, kernelScaledGrad, &args, k.dx, k.ofDX[:], b)
+	args.n, args.records = b.n, k.records64[:]
+	if w.geo.layout == cols {
+		args.recordStep = bytes64
+	}
+	w.plan.path.run(kernelInputGrad64, cols, Identity, &args)
 	if b.dres != nil {
 		copy(b.dres, buf.dres[:n])
 	}
@@ -374,28 +383,31 @@ func (w *workspace) writeCarefully(c, i, rows, n, stride int) {
 
 // blockAt returns the block of n adjacent values from index i on.
 func blockAt(s *stage, i, n int) block {
-	return block{rows: 1, n: n, x: slice(s.x, i, n), dy: slice(s.dy, i, n), res: slice(s.res, i, n), y: slice(s.y, i, n), dres: slice(s.dres, i, n)}
+	return block{rows: 1, n: n, x: slice(s.x, i, n), dy: slice(s.dy, i, n), res: slice(s.res, i, n), y: slice(s.y, i, n), dres: slice(s.dres, i, n),
+		slopes: slice(s.slopes, i, n)}
 }
 
 // writeColsCarefully writes the outputs of rows of n columns from column c on, from
-// index i on.
-func (w *workspace) writeColsCarefully(i, c, rows, n int, tiny byte) {
+// index i on, of which some are wide. The others are written as without wide ones beside them.
+func (w *workspace) writeColsCarefully(i, c, rows, n int, tiny bool) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	k := &buf.constants
 	k.reset(w.geo.layout)
-	besides := false
+	others := false
 	for j := range n {
 		of := w.channelOf(c + j)
 		w.setCareful(k, j, of)
-		besides = besides || !w.wide(of)
+		others = others || !w.wide(of)
 	}
-	// Beside tiny columns the outputs of wide ones alone are written so.
-	besides = besides && tiny&^mixedKinds != 0
-	w.colBlocks(buf, i, c, rows, n, besides, func(r int, b block) {
+	w.colBlocks(buf, i, c, rows, n, others, func(r int, b block) {
 		w.writeScaled(buf, &b, k)
-		if besides {
-			w.writeTinyPanel(i+r*w.geo.width, c, b.rows, n, w.geo.width, tiny)
+		switch at := i + r*w.geo.width; {
+		case !others:
+		case tiny:
+			w.writeTinyPanel(at, c, b.rows, n, w.geo.width, true)
+		default:
+			w.writePanel(at, c, b.rows, n, w.geo.width)
 		}
 	})
 }

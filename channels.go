@@ -2,6 +2,7 @@ package batchnorm
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math"
 	"slices"
 	"unsafe"
@@ -15,13 +16,12 @@ type channels struct {
 	form                   []byte    // wideForm or smallForm where the channel is wide or small, see affine
 	power                  []int     // of x, where the channel is wide
 	dgamma, dbeta          []float64 // before they are rounded
-	k1, k2                 []float64 // where gradWide is set
+	k1, k2                 []float64 // where gradWide is set, or numbers are tiny, or the channel is small
 	gradWide               []bool    // dx needs scaled values
 	powerX, powerG         []int     // of the scaled values, x and g
 	flag                   []bool    // the channel's sums are looked at
-	tiny                   []byte    // tinyDeviations, and tinyGradients, which are scaled, where numbers are tiny
+	tiny                   []byte    // which numbers are tiny, where some are
 	outputs                []byte    // how outputs are written: the tiny numbers that they are made of, or wideOutputs
-	plain                  []bool    // the gradients seem tiny, but are not scaled
 	extent                 []float32 // the largest magnitude of a flagged channel; has room for 7 values more
 	fields                 fields
 	ones, zeros            []float32 // stand for gamma and beta that were not given
@@ -43,7 +43,7 @@ func (ch *channels) cut(w *workspace, n, columns, segments int) {
 		*list = w.float64s.cutRoomy(n)
 	}
 	ch.segmentA, ch.segmentB = w.float64s.cutRoomy(segments*columns), w.float64s.cutRoomy(segments*columns)
-	for _, list := range []*[]bool{&ch.gradWide, &ch.flag, &ch.plain} {
+	for _, list := range []*[]bool{&ch.gradWide, &ch.flag} {
 		*list = w.bools.cut(n)
 	}
 	ch.tiny, ch.outputs, ch.form = w.kinds.cut(roundUp(n, lanes)), w.kinds.cut(roundUp(n, lanes)), w.kinds.cut(roundUp(n, lanes))
@@ -129,6 +129,7 @@ type channelArgs struct {
 	dgamma, dbeta        []float64
 	sumA, sumB           []float64
 	otherA, otherB       []float64
+	records              []record64
 }
 
 // The kernels that compute with channels, in float64. They do the same as the functions
@@ -204,6 +205,16 @@ const (
 	// channelFold does into a segment of no values. Where sumB is large then, and not safe, it
 	// does so again with the power of two of momentsAgain as factor, and takes the power back.
 	channelStrip
+
+	// channelGradients64 is gradient.set64, from sumA, sumB, mean, invstd and count to dgamma,
+	// dbeta, k1 in otherA and k2 in otherB; gammaGrad and betaGrad are dgamma and dbeta, rounded,
+	// where they are wanted.
+	channelGradients64
+
+	// channelRecords64 makes records, from neg, a, b and scale, and from k1 in otherA and k2 in
+	// otherB. The factor of z is a, or scale where that is small. A channel is unusual if its b is
+	// near an end of float32's range.
+	channelRecords64
 
 	// channelTiny looks at four values of each channel: x, gamma, beta and running. A channel
 	// is unusual if none of them exceeds tinyMost, and not all are 0.
@@ -846,60 +857,162 @@ func (ch *channels) affine(c int) affine {
 // the gradients by gamma and beta, where they are wanted. With check, sums that can't be
 // relied on are taken again.
 func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
-	ch := &w.channels
-	tiny := w.tinyG && anySet(ch.tiny[c0:c1])
-	if tiny {
-		if sums.ofSegments {
-			w.total(c0, c1)
-			sums = totals{ch.sumA, ch.sumB, false}
-		}
-		if check {
-			clear(ch.plain[c0:c1])
-		}
-	}
-	for c, together := c0, w.firstLook(); c < c1; {
-		next := w.setUsualGrads(c, c1, sums, !check)
-		if next = w.saveSums(c, next, sums, false); next > c {
-			c = next
+	for c, end := c0, c0; c < c1; c = end {
+		if end = w.setTinyGrads(c, c1, sums); end > c {
+			w.saveSums(c, end, sums)
 			continue
 		}
-		end, settled := min(c+together, c1), totals{ch.sumA, ch.sumB, false}
-		together = mostSpan
-		if sums.ofSegments {
-			w.total(c, end)
+		for end < c1 && !w.allIn64(end, c1) {
+			end = min(end+lanes, c1)
 		}
-		if tiny {
-			w.settleScales(c, end, check)
-		}
-		w.gradientsAgain(c, end, check)
-		if tiny && check {
-			w.scaleAgain(c, end)
-		}
-		for c < end {
-			next := w.setUsualGrads(c, end, settled, true)
-			if next == c {
-				next = w.fewSlowly(c, end)
-				w.setGradsSlowly(c, next)
-			}
-			c = w.saveSums(c, next, settled, true)
-		}
+		w.setMixedGrads(c, end, check, sums)
 	}
 	if w.frozen {
 		w.channels.constantStatistics(c0, c1)
 	}
 }
 
-// saveSums writes the sums where they are wanted, and scales the results of channels with
-// tiny gradients back. It returns the end of the channels, as scaleBack does.
-func (w *workspace) saveSums(c, next int, sums totals, settled bool) int {
+// setMixedGrads is setGrads for channels of which some are in64. For these the others take
+// sums of 0, which nothing stops at.
+func (w *workspace) setMixedGrads(c0, c1 int, check bool, sums totals) {
+	if !w.anyTiny && !w.anyFormed(c0, c1) {
+		w.setOtherGrads(c0, c1, check, sums)
+		return
+	}
+	buf := w.buffers.take()
+	defer w.buffers.give(buf)
+	p, r := &buf.list.sumA, &buf.list.sumB
+	for end := c0; c0 < c1; c0 = end {
+		end = min(c0+mostSpan, c1)
+		for c := w.nextIn64(c0, end); c < end; c = w.nextIn64(c+1, end) {
+			p[c-c0], r[c-c0] = sums.a[c], sums.b[c]
+			sums.a[c], sums.b[c] = 0, 0
+		}
+		w.setOtherGrads(c0, end, check, sums)
+		for c := w.nextIn64(c0, end); c < end; c = w.nextIn64(c+1, end) {
+			sums.a[c], sums.b[c] = p[c-c0], r[c-c0]
+			w.setGrads64(c, sums)
+			w.saveSums(c, c+1, sums)
+		}
+	}
+}
+
+// setGrads64 is setGrads for a channel that is in64.
+func (w *workspace) setGrads64(c int, sums totals) {
+	ch := &w.channels
+	var d gradient
+	d.set64(ch.mean[c], ch.invstd[c], sums.a[c], sums.b[c], w.values)
+	ch.dgamma[c], ch.dbeta[c], ch.k1[c], ch.k2[c], ch.gradWide[c] = d.dgamma, d.dbeta, d.k1, d.k2, false
+	if w.gammaGrad != nil {
+		w.gammaGrad[c] = float32(w.dgamma(c))
+	}
+	if w.betaGrad != nil {
+		w.betaGrad[c] = float32(d.dbeta)
+	}
+}
+
+// setOtherGrads is setGrads for channels that are not in64, or have sums of 0.
+func (w *workspace) setOtherGrads(c0, c1 int, check bool, sums totals) {
+	for c, together := c0, w.firstLook(); c < c1; {
+		if next := w.setUsualGrads(c, c1, sums, !check); next > c {
+			w.saveSums(c, next, sums)
+			c = next
+			continue
+		}
+		end, settled := min(c+together, c1), totals{w.channels.sumA, w.channels.sumB, false}
+		together = mostSpan
+		if sums.ofSegments {
+			w.total(c, end)
+		}
+		w.gradientsAgain(c, end, check)
+		for c < end {
+			next := w.setUsualGrads(c, end, settled, true)
+			if next == c {
+				next = w.fewSlowly(c, end)
+				w.setGradsSlowly(c, next)
+			}
+			w.saveSums(c, next, settled)
+			c = next
+		}
+	}
+}
+
+// in64 reports whether the dx of a channel is computed in float64.
+func (w *workspace) in64(c int) bool {
+	return (w.tinyOf(c) != 0 || w.channels.form[c] == smallForm) && !w.channels.isWide(c)
+}
+
+// nextIn64 returns the first of the channels from c to c1-1 that is in64, or c1.
+func (w *workspace) nextIn64(c, c1 int) int {
+	for ch := &w.channels; c < c1; c++ {
+		for c+lanes <= c1 && binary.LittleEndian.Uint64(ch.form[c:]) == 0 && (!w.anyTiny || binary.LittleEndian.Uint64(ch.tiny[c:]) == 0) {
+			c += lanes
+		}
+		if c < c1 && w.in64(c) {
+			break
+		}
+	}
+	return c
+}
+
+// allIn64 reports whether all channels of the vector from channel c on, or of the rest, are in64.
+func (w *workspace) allIn64(c, c1 int) bool {
+	if !w.anyTiny && !w.anyFormed(c, c1) {
+		return false
+	}
+	ch := &w.channels
+	if c+lanes <= c1 {
+		tiny, form := uint64(0), binary.LittleEndian.Uint64(ch.form[c:])
+		if w.anyTiny {
+			tiny = binary.LittleEndian.Uint64(ch.tiny[c:])
+		}
+		return noByteZero(tiny|form) && form&(wideForm*eachByte) == 0
+	}
+	for end := min(c+lanes, c1); c < end; c++ {
+		if !w.in64(c) {
+			return false
+		}
+	}
+	return true
+}
+
+// saveSums writes the sums where they are wanted.
+func (w *workspace) saveSums(c, next int, sums totals) {
 	if w.sumG != nil {
 		copy(w.sumG[c:next], sums.a[c:])
 		copy(w.sumGD[c:next], sums.b[c:])
 	}
-	if w.tinyG {
-		return w.scaleBack(c, next, settled)
+}
+
+// setTinyGrads is setGrads for channels from c to c1-1 as long as all of a vector are in64. It
+// returns the first channel that is left. Their sums are final.
+func (w *workspace) setTinyGrads(c, c1 int, sums totals) (end int) {
+	for end = c; end < c1 && end-c < callChannels && w.allIn64(end, c1); {
+		end = min(end+lanes, c1)
 	}
-	return next
+	if end == c {
+		return c
+	}
+	ch := &w.channels
+	clear(ch.gradWide[c:end])
+	gammaGrad := w.gammaGrad
+	if w.renorm.r != nil {
+		gammaGrad = nil
+	}
+	v := w.plan.path.whole(end - c)
+	if v > 0 {
+		k := channelArgs{n: v, count: w.values, sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:],
+			dgamma: ch.dgamma[c:], dbeta: ch.dbeta[c:], otherA: ch.k1[c:], otherB: ch.k2[c:],
+			gammaGrad: from(gammaGrad, c), betaGrad: from(w.betaGrad, c)}
+		k.run(channelGradients64)
+	}
+	for i := c + v; i < end; i++ {
+		w.setGrads64(i, sums)
+	}
+	if w.renorm.r != nil && w.gammaGrad != nil {
+		w.saveGammaGrad(c, end)
+	}
+	return end
 }
 
 // setUsualGrads is setGrads for channels from c to c1-1 as long as they are usual. It
@@ -1128,21 +1241,14 @@ const wideOutputs = 1 << 7
 func (w *workspace) findInBlocks(c0, c1 int) bool {
 	form := w.channels.form[c0:c1]
 	wide, small := w.anyWide(c0, c1), w.anyFormed(c0, c1) && slices.Contains(form, smallForm)
-	if !wide && !small && !w.anyTiny() {
+	if !wide && !small && !w.anyTiny {
 		return false
 	}
 	outputs := w.channels.outputs[c0:c1]
-	if w.anyTiny() {
+	if w.anyTiny {
 		copy(outputs, w.channels.tiny[c0:c1])
 	} else {
 		clear(outputs)
-	}
-	if w.tinyX && w.backward && w.apply.act.kind == actIdentity {
-		for i, kind := range outputs {
-			if kind == tinyDeviations { // no product is small
-				outputs[i] = 0
-			}
-		}
 	}
 	for c := c0; wide && c < c1; c++ {
 		if w.wide(c) {

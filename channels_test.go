@@ -102,6 +102,8 @@ func channelCases() map[string]channelCase {
 		"affine":                 {channelAffine, "mean invstd gamma beta", "scale neg a b", true, affineCase},
 		"backward":               {channelBackward, "sumA sumB mean invstd neg", "dgamma dbeta k1 k2 gammaGrad betaGrad", true, backwardCase},
 		"backward without saved": {channelBackward, "sumA sumB mean invstd neg", "dgamma dbeta k1 k2", true, backwardCase},
+		"gradients64":            {channelGradients64, "sumA sumB mean invstd", "dgamma dbeta otherA otherB gammaGrad betaGrad", false, gradients64Case},
+		"gradients64 not saved":  {channelGradients64, "sumA sumB mean invstd", "dgamma dbeta otherA otherB", false, gradients64Case},
 		"strip":                  {channelStrip, "x", "shift sumA sumB", false, stripCase},
 		"tiny":                   {channelTiny, "first gamma beta running", "", true, tinyCase},
 		"scaled strip":           {channelStrip, "x factor", "shift sumA sumB", false, stripCase},
@@ -201,6 +203,16 @@ func backwardCase(a *channelArgs, c int) bool {
 	invstd := a.invstd[c]
 	exact := p == 0 && r == 0 && a.count*invstd*gradMin <= a.weight
 	return !d.wide && (a.settled != 0 || invstd != invstd || gradSumsAreSafe(p, r, a.count, invstd) || exact)
+}
+
+func gradients64Case(a *channelArgs, c int) bool {
+	var d gradient
+	d.set64(a.mean[c], a.invstd[c], a.sumA[c], a.sumB[c], a.count)
+	a.dgamma[c], a.dbeta[c], a.otherA[c], a.otherB[c] = d.dgamma, d.dbeta, d.k1, d.k2
+	if a.gammaGrad != nil {
+		a.gammaGrad[c], a.betaGrad[c] = float32(d.dgamma), float32(d.dbeta)
+	}
+	return true
 }
 
 // exotic holds what lies at the borders between what is usual and what is not.

@@ -26,7 +26,6 @@ func (w *workspace) sumSpan(seg, c, n int) {
 		return
 	}
 	w.sumColumns(seg, &k, func(r0, r1, n int) { w.sumBlock(&k, c, r0, r1, n) })
-	w.scaleBackSums(k.b, c)
 }
 
 // columnSums are the sums of n columns of a segment: the totals a and b, and sums and
@@ -141,11 +140,11 @@ func (w *workspace) sumColumns(seg int, k *columnSums, sum func(r0, r1, n int)) 
 func (w *workspace) sumBlock(sums *columnSums, c, r0, r1, n int) {
 	for j, end := c, c; j < c+n; j = end {
 		kind := byte(0)
-		if end = c + n; w.backward && w.anyTiny() {
+		if end = c + n; w.backward && w.anyTiny {
 			kind, end = w.columnsAlike(w.channels.tiny, j, end, lanes)
 		}
 		if kind != 0 {
-			w.sumTinyCols(sums.acc[2*(j-c):], kind, j, r0, r1, end-j)
+			w.sumTinyCols(sums, kind&mixedKinds != 0, j, j-c, r0, r1, end-j)
 		} else {
 			w.sumColumnsOf(sums, j, j-c, r0, r1, end-j)
 		}
@@ -239,9 +238,9 @@ func (w *workspace) writeBlock(i, rows, n int) {
 			var kind byte
 			switch kind, next = w.columnsAlike(w.channels.outputs, q, end, unit); {
 			case kind&wideOutputs != 0:
-				w.writeColsCarefully(i+q, q, rows, next-q, kind&^wideOutputs)
+				w.writeColsCarefully(i+q, q, rows, next-q, kind&^(wideOutputs|mixedKinds) != 0)
 			case kind != 0:
-				w.writeTinyPanel(i+q, q, rows, next-q, n, kind)
+				w.writeTinyPanel(i+q, q, rows, next-q, n, kind&mixedKinds != 0)
 			default:
 				w.writePanel(i+q, q, rows, next-q, n)
 			}

@@ -39,6 +39,7 @@ type buffers struct {
 	y, dres    [bufferLen]float32
 	scaled, g  [bufferLen]float32
 	sums       [sumLen]float64
+	sums64     [2 * mostSpan]float64
 	constants  constants
 	list       columnList
 	largest    [mostSpan]float32 // magnitudes, by column
@@ -380,27 +381,34 @@ func (w *workspace) applyCopy(buf *buffers, c, i, n int) {
 	if k.dres != nil {
 		b.dres = k.dres[:n]
 	}
-	if outputs == 0 {
-		k.coef = w.coef[c*coefLen:]
-		w.elementwise(w.apply.kernel, w.apply.act, &k, &b)
-		return
-	}
-	tiny := outputs&tinyGradients != 0
-	if outputs&wideOutputs != 0 && !tiny {
+	coef := w.coef[c*coefLen:]
+	var wide *buffers
+	switch {
+	case outputs&wideOutputs == 0:
+	case w.geo.layout == rows:
 		w.writeBlockCarefully(buf, c, &b)
 		return
-	}
-	var wide *buffers
-	if outputs&wideOutputs != 0 { // beside tiny ones
+	default: // the others are written as without wide ones beside them
 		wide = w.buffers.take()
 		defer w.buffers.give(wide)
 		careful := b
 		careful.y, careful.dres = wide.y[:n], slice(wide.dres[:], 0, len(b.dres))
 		w.writeBlockCarefully(wide, c, &careful)
 	}
-	buf.constants.reset(w.geo.layout)
-	b.channels, b.column, b.tiny = 1, c, outputs
-	w.writeTiny(buf, w.coef[c*coefLen:], &b)
+	switch tiny := outputs&^(wideOutputs|mixedKinds) != 0; {
+	case !tiny:
+		k.coef = coef
+		w.elementwise(w.apply.kernel, w.apply.act, &k, &b)
+	case w.geo.layout == rows:
+		buf.constants.reset(rows)
+		w.setFactors(&buf.constants, coef, c, 1)
+		b.channels, b.column = 1, c
+		w.writeTiny(buf, coef, &b)
+	default:
+		b.mixed = outputs&(mixedKinds|wideOutputs) != 0
+		w.setTiny(&buf.constants, coef, b.mixed, c, n)
+		w.writeTiny(buf, coef, &b)
+	}
 	if wide != nil {
 		w.copyWide(b.y, wide.y[:], c)
 		w.copyWide(b.dres, wide.dres[:], c)

@@ -71,9 +71,11 @@ type kernelArgs struct {
 	factor float64  // of kernelTimes
 
 	// Of kernelScale and the kernels behind it, which may count rows down.
-	strideDY, strideY int       // floats from a row of dy or y to the next
-	factors           []float64 // s, 8 for 8 columns
-	factorStep        int       // from the factors of 8 columns to the next, 0 if all have the same
+	strideDY, strideRes, strideY int        // floats from a row of dy, res or y to the next
+	factors                      []float64  // s, 8 for 8 columns
+	factorStep                   int        // from the factors of 8 columns to the next, 0 if all have the same
+	records                      []record64 // one for 8 columns
+	recordStep                   int        // bytes from the record of 8 columns to the next, 0 if all have the same
 }
 
 // laneSums has 8 lanes of the first sum of a kernel and 8 of the second.
@@ -185,7 +187,7 @@ const (
 
 	// kernelScale exists in cols only. It computes, for every element,
 	//
-	//	y = float32((x-m)*s) + b    // the product is float64
+	//	y = act(float32((x-m)*s) + b)    // the product is float64; act is the identity or ReLU
 	//
 	// With s = a it has the bits of normalize. It takes no longer for subnormal numbers, for
 	// which a float32 product takes a microcode assist of a hundred cycles on Intel's
@@ -201,22 +203,50 @@ const (
 	// y may be x, but may have another stride.
 	kernelTimes
 
-	// kernelGate exists in cols only. It computes, for every element,
+	// kernelGradSums64 exists in cols only. It adds to its sums, for every element, row after
+	// row and in float64,
 	//
-	//	z := as in kernelScale
-	//	y = dy if z > 0, otherwise 0
+	//	g := dy, or dy*res with res
+	//	P += g
+	//	R += g*(x-m)    // x-m is float32
+	//
+	// With ReLU g is 0 unless (x-m)*s >= l, which is where float32((x-m)*s) + b is above 0. sums has a
+	// record of 16 for 8 columns: 8 P and 8 R. The constants are in records. All tensors may have
+	// strides of their own.
+	kernelGradSums64
+
+	// kernelInputGrad64 exists in cols only. It computes, for every element and in float64,
+	//
+	//	g := as in kernelGradSums64
+	//	y = float32(((g-k1) - (x-m)*k2)*a)
+	//
+	// y may be x, dy or res of the same stride.
+	kernelInputGrad64
+
+	// kernelChoose exists in cols only. coef has masks of 8 columns: all ones or 0. It computes
+	//
+	//	y = x where the column's mask is all ones, otherwise dy
 	//
 	// All three tensors may have strides of their own. y may be x or dy of the same stride.
-	kernelGate
-
-	// kernelScaledGrad exists in cols only. It computes, for every element,
-	//
-	//	y = float32(((dy-k1) - (x-m)*k2)*s)    // the last product is float64
-	//
-	// With s = a and dy = g it has the bits of inputGrad. All three tensors may have strides of
-	// their own. y may be x or dy of the same stride.
-	kernelScaledGrad
+	kernelChoose
 )
+
+// record64 has the constants of 8 columns for the kernels in float64.
+type record64 struct {
+	s      [lanes]float64 // the factor of x-m in z
+	l      [lanes]float64 // the least (x-m)*s for which z is above 0
+	k1, k2 [lanes]float64 // of dx, like those in coef
+	a      [lanes]float64 // the factor of dx
+	n      [lanes]float32 // -m
+}
+
+// inAllLanes copies the constants of the first column to the others.
+func (r *record64) inAllLanes() {
+	for _, field := range [...]*[lanes]float64{&r.s, &r.l, &r.k1, &r.k2, &r.a} {
+		fill(field[:], field[0])
+	}
+	fill(r.n[:], r.n[0])
+}
 
 // Variants of a kernel. A kernel that calls an activation's function has none: it tests
 // its operands. Kernels in cols have none for withStream.
@@ -241,14 +271,19 @@ func (a Activation) variant() actVariant {
 	return min(actVariant(a.kind), actCalled)
 }
 
+// kernelID numbers the kernels. Those from kernelLargest on exist in cols only, call nothing and
+// have no flag but withResidual.
 func kernelID(kernel int, l layout, v actVariant, flags int) int {
+	if kernel >= kernelLargest {
+		return kernelID(kernelLargest-1, cols, numVariants, 0) + (kernel-kernelLargest)*4 + int(v)*2 + flags
+	}
 	return ((kernel*numLayouts+int(l))*int(numVariants)+int(v))*numFlags + flags
 }
 
 // takesSums reports whether a kernel takes sums, or magnitudes, which it keeps in the same
 // place. The other kernels write outputs.
 func takesSums(kernel int) bool {
-	return kernel == kernelMoments || kernel == kernelGradSums || kernel == kernelLargest
+	return kernel == kernelMoments || kernel == kernelGradSums || kernel == kernelLargest || kernel == kernelGradSums64
 }
 
 // run calls a kernel on a path.
@@ -292,7 +327,7 @@ func (a *kernelArgs) id(kernel int, l layout, act Activation) int {
 		return kernelID(kernel, l, actCalled, 0)
 	}
 	flags := 0
-	if a.res != nil && kernel != kernelMoments && (act.kind != actIdentity || kernel == kernelNormalize) {
+	if a.res != nil && kernel != kernelMoments && (act.kind != actIdentity || kernel == kernelNormalize || kernel >= kernelGradSums64) {
 		flags |= withResidual
 	}
 	if a.dres != nil && kernel != kernelMoments && kernel != kernelNormalize {

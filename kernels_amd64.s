@@ -26,7 +26,6 @@ GLOBL maskTable<>(SB), RODATA|NOPTR, $64
 
 // ARG loads a field of the arguments.
 #define ARG(field, r) MOVQ a+8(FP), r; MOVQ field(r), r
-
 // func momentsRows(id int, a *kernelArgs)
 TEXT ·momentsRows<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -505,7 +504,6 @@ save23:
 	RET
 	VZEROUPPER
 	RET
-
 // func momentsCols(id int, a *kernelArgs)
 TEXT ·momentsCols<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -649,7 +647,6 @@ next10:
 done3:
 	VZEROUPPER
 	RET
-
 // func normalizeRowsIdentity(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -808,7 +805,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func normalizeRowsIdentityResidual(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentityResidual<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -982,7 +978,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func normalizeRowsIdentityStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentityStream<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -1184,7 +1179,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func normalizeRowsIdentityResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentityResidualStream<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -1401,7 +1395,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func normalizeRowsReLU(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLU<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -1581,7 +1574,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func normalizeRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -1776,7 +1768,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func normalizeRowsReLUStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLUStream<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -1999,7 +1990,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func normalizeRowsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -2237,7 +2227,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func normalizeRowsCalled(id int, a *kernelArgs)
 TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $488-16
 	LEAQ 31(SP), R14
@@ -2535,7 +2524,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func normalizeColsIdentity(id int, a *kernelArgs)
 TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -2723,7 +2711,6 @@ chosen8:
 done3:
 	VZEROUPPER
 	RET
-
 // func normalizeColsIdentityResidual(id int, a *kernelArgs)
 TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -2943,7 +2930,6 @@ chosen8:
 done3:
 	VZEROUPPER
 	RET
-
 // func normalizeColsReLU(id int, a *kernelArgs)
 TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -3167,7 +3153,6 @@ chosen8:
 done3:
 	VZEROUPPER
 	RET
-
 // func normalizeColsReLUResidual(id int, a *kernelArgs)
 TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -3423,7 +3408,6 @@ chosen8:
 done3:
 	VZEROUPPER
 	RET
-
 // func normalizeColsCalled(id int, a *kernelArgs)
 TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $488-16
 	LEAQ 31(SP), R14
@@ -3692,7 +3676,6 @@ next12:
 done3:
 	VZEROUPPER
 	RET
-
 // func gradSumsRowsIdentity(id int, a *kernelArgs)
 TEXT ·gradSumsRowsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -4213,7 +4196,6 @@ save23:
 	RET
 	VZEROUPPER
 	RET
-
 // func gradSumsRowsReLU(id int, a *kernelArgs)
 TEXT ·gradSumsRowsReLU<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -4858,7 +4840,6 @@ save23:
 	RET
 	VZEROUPPER
 	RET
-
 // func gradSumsRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·gradSumsRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -5554,7 +5535,6 @@ save23:
 	RET
 	VZEROUPPER
 	RET
-
 // func gradSumsRowsCalled(id int, a *kernelArgs)
 TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $488-16
 	LEAQ 31(SP), R14
@@ -6384,7 +6364,6 @@ save31:
 	RET
 	VZEROUPPER
 	RET
-
 // func gradSumsColsIdentity(id int, a *kernelArgs)
 TEXT ·gradSumsColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -6550,7 +6529,6 @@ next10:
 done3:
 	VZEROUPPER
 	RET
-
 // func gradSumsColsReLU(id int, a *kernelArgs)
 TEXT ·gradSumsColsReLU<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -6774,7 +6752,6 @@ next10:
 done3:
 	VZEROUPPER
 	RET
-
 // func gradSumsColsReLUResidual(id int, a *kernelArgs)
 TEXT ·gradSumsColsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -7025,7 +7002,6 @@ next10:
 done3:
 	VZEROUPPER
 	RET
-
 // func gradSumsColsCalled(id int, a *kernelArgs)
 TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $488-16
 	LEAQ 31(SP), R14
@@ -7344,7 +7320,6 @@ next15:
 done3:
 	VZEROUPPER
 	RET
-
 // func inputGradRowsIdentity(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -7537,7 +7512,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func inputGradRowsIdentityDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -7744,7 +7718,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func inputGradRowsIdentityStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentityStream<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -7980,7 +7953,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func inputGradRowsIdentityDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -8230,7 +8202,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func inputGradRowsReLU(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLU<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -8464,7 +8435,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func inputGradRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -8713,7 +8683,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func inputGradRowsReLUDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUDResidual<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -8961,7 +8930,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func inputGradRowsReLUResidualDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -9224,7 +9192,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func inputGradRowsReLUStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUStream<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -9501,7 +9468,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func inputGradRowsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -9793,7 +9759,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func inputGradRowsReLUDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUDResidualStream<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -10084,7 +10049,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func inputGradRowsReLUResidualDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -10390,7 +10354,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func inputGradRowsCalled(id int, a *kernelArgs)
 TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $488-16
 	LEAQ 31(SP), R14
@@ -10812,7 +10775,6 @@ save8:
 	RET
 	VZEROUPPER
 	RET
-
 // func inputGradColsIdentity(id int, a *kernelArgs)
 TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -11056,7 +11018,6 @@ chosen8:
 done3:
 	VZEROUPPER
 	RET
-
 // func inputGradColsIdentityDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -11326,7 +11287,6 @@ chosen8:
 done3:
 	VZEROUPPER
 	RET
-
 // func inputGradColsReLU(id int, a *kernelArgs)
 TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -11636,7 +11596,6 @@ chosen8:
 done3:
 	VZEROUPPER
 	RET
-
 // func inputGradColsReLUResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -11978,7 +11937,6 @@ chosen8:
 done3:
 	VZEROUPPER
 	RET
-
 // func inputGradColsReLUDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -12314,7 +12272,6 @@ chosen8:
 done3:
 	VZEROUPPER
 	RET
-
 // func inputGradColsReLUResidualDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -12682,7 +12639,6 @@ chosen8:
 done3:
 	VZEROUPPER
 	RET
-
 // func inputGradColsCalled(id int, a *kernelArgs)
 TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $488-16
 	LEAQ 31(SP), R14
@@ -13145,7 +13101,6 @@ next14:
 done3:
 	VZEROUPPER
 	RET
-
 // func largestCols(id int, a *kernelArgs)
 TEXT ·largestCols<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -13265,39 +13220,40 @@ next10:
 done3:
 	VZEROUPPER
 	RET
-
-// func scaleCols(id int, a *kernelArgs)
-TEXT ·scaleCols<>(SB), NOSPLIT, $0-16
+// func scaleColsIdentity(id int, a *kernelArgs)
+TEXT ·scaleColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
 	MOVQ kernelArgs_coefStep(R14), BX
 	MOVQ kernelArgs_factorStep(R14), DX
 	SHLQ $2, BX
 	SHLQ $3, DX
-	MOVQ kernelArgs_x(R14), DI
-	MOVQ kernelArgs_stride(R14), R8
-	MOVQ kernelArgs_y(R14), R9
-	MOVQ kernelArgs_strideY(R14), R10
-	MOVQ kernelArgs_n(R14), SI
-	ANDQ $-8, SI
-	SUBQ SI, R8
-	SHLQ $2, R8
-	SUBQ SI, R10
-	SHLQ $2, R10
-	MOVQ kernelArgs_n(R14), SI
-	ANDQ $7, SI
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, SI
-	SUBQ SI, R11
-	VMOVDQU (R11), Y15
+	MOVQ kernelArgs_fetch(R14), SI
+	MOVQ kernelArgs_x(R14), R8
+	MOVQ kernelArgs_stride(R14), R9
+	MOVQ kernelArgs_y(R14), R10
+	MOVQ kernelArgs_strideY(R14), R11
+	MOVQ kernelArgs_n(R14), DI
+	ANDQ $-8, DI
+	SUBQ DI, R9
+	SHLQ $2, R9
+	SUBQ DI, R11
+	SHLQ $2, R11
+	MOVQ kernelArgs_n(R14), DI
+	ANDQ $7, DI
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, DI
+	SUBQ DI, R12
+	VMOVDQU (R12), Y15
 row1:
 	MOVQ kernelArgs_coef(R14), AX
 	MOVQ kernelArgs_factors(R14), CX
-	MOVQ kernelArgs_n(R14), SI
-	SUBQ $8, SI
+	MOVQ kernelArgs_n(R14), DI
+	SUBQ $8, DI
 	JLT tail3
 column2:
+	PREFETCHT1 (R8)(SI*1)
 	VMOVUPS (AX), Y3
-	VADDPS (DI), Y3, Y3
+	VADDPS (R8), Y3, Y3
 	VCVTPS2PD X3, Y0
 	VEXTRACTF128 $1, Y3, X1
 	VCVTPS2PD X1, Y1
@@ -13309,22 +13265,22 @@ column2:
 	VADDPS 64(AX), Y3, Y3
 	CMPB kernelArgs_stream(R14), $0
 	JEQ without5
-	VMOVNTPS Y3, (R9)
+	VMOVNTPS Y3, (R10)
 	JMP chosen6
 without5:
-	VMOVUPS Y3, (R9)
+	VMOVUPS Y3, (R10)
 chosen6:
-	ADDQ $32, DI
-	ADDQ $32, R9
+	ADDQ $32, R8
+	ADDQ $32, R10
 	ADDQ BX, AX
 	ADDQ DX, CX
-	SUBQ $8, SI
+	SUBQ $8, DI
 	JGE column2
 tail3:
-	ANDQ $7, SI
+	ANDQ $7, DI
 	JEQ next4
 	VMOVUPS (AX), Y3
-	VMASKMOVPS (DI), Y15, Y2
+	VMASKMOVPS (R8), Y15, Y2
 	VADDPS Y2, Y3, Y3
 	VCVTPS2PD X3, Y0
 	VEXTRACTF128 $1, Y3, X1
@@ -13335,16 +13291,101 @@ tail3:
 	VCVTPD2PSY Y1, X1
 	VINSERTF128 $1, X1, Y3, Y3
 	VADDPS 64(AX), Y3, Y3
-	VMASKMOVPS Y3, Y15, (R9)
+	VMASKMOVPS Y3, Y15, (R10)
 next4:
-	ADDQ R8, DI
-	ADDQ R10, R9
-	MOVQ $1, SI
-	SUBQ SI, kernelArgs_rows(R14)
+	ADDQ R9, R8
+	ADDQ R11, R10
+	MOVQ $1, DI
+	SUBQ DI, kernelArgs_rows(R14)
 	JNE row1
 	VZEROUPPER
 	RET
-
+// func scaleColsReLU(id int, a *kernelArgs)
+TEXT ·scaleColsReLU<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_coefStep(R14), BX
+	MOVQ kernelArgs_factorStep(R14), DX
+	SHLQ $2, BX
+	SHLQ $3, DX
+	MOVQ kernelArgs_fetch(R14), SI
+	MOVQ kernelArgs_x(R14), R8
+	MOVQ kernelArgs_stride(R14), R9
+	MOVQ kernelArgs_y(R14), R10
+	MOVQ kernelArgs_strideY(R14), R11
+	MOVQ kernelArgs_n(R14), DI
+	ANDQ $-8, DI
+	SUBQ DI, R9
+	SHLQ $2, R9
+	SUBQ DI, R11
+	SHLQ $2, R11
+	MOVQ kernelArgs_n(R14), DI
+	ANDQ $7, DI
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, DI
+	SUBQ DI, R12
+	VMOVDQU (R12), Y15
+row1:
+	MOVQ kernelArgs_coef(R14), AX
+	MOVQ kernelArgs_factors(R14), CX
+	MOVQ kernelArgs_n(R14), DI
+	SUBQ $8, DI
+	JLT tail3
+column2:
+	PREFETCHT1 (R8)(SI*1)
+	VMOVUPS (AX), Y3
+	VADDPS (R8), Y3, Y3
+	VCVTPS2PD X3, Y0
+	VEXTRACTF128 $1, Y3, X1
+	VCVTPS2PD X1, Y1
+	VMULPD (CX), Y0, Y0
+	VMULPD 32(CX), Y1, Y1
+	VCVTPD2PSY Y0, X3
+	VCVTPD2PSY Y1, X1
+	VINSERTF128 $1, X1, Y3, Y3
+	VADDPS 64(AX), Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VCMPPS $0x12, Y4, Y3, Y4
+	VANDNPS Y3, Y4, Y3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without5
+	VMOVNTPS Y3, (R10)
+	JMP chosen6
+without5:
+	VMOVUPS Y3, (R10)
+chosen6:
+	ADDQ $32, R8
+	ADDQ $32, R10
+	ADDQ BX, AX
+	ADDQ DX, CX
+	SUBQ $8, DI
+	JGE column2
+tail3:
+	ANDQ $7, DI
+	JEQ next4
+	VMOVUPS (AX), Y3
+	VMASKMOVPS (R8), Y15, Y2
+	VADDPS Y2, Y3, Y3
+	VCVTPS2PD X3, Y0
+	VEXTRACTF128 $1, Y3, X1
+	VCVTPS2PD X1, Y1
+	VMULPD (CX), Y0, Y0
+	VMULPD 32(CX), Y1, Y1
+	VCVTPD2PSY Y0, X3
+	VCVTPD2PSY Y1, X1
+	VINSERTF128 $1, X1, Y3, Y3
+	VADDPS 64(AX), Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VCMPPS $0x12, Y4, Y3, Y4
+	VANDNPS Y3, Y4, Y3
+	VMASKMOVPS Y3, Y15, (R10)
+next4:
+	ADDQ R9, R8
+	ADDQ R11, R10
+	MOVQ $1, DI
+	SUBQ DI, kernelArgs_rows(R14)
+	JNE row1
+	VZEROUPPER
+	RET
 // func timesCols(id int, a *kernelArgs)
 TEXT ·timesCols<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -13410,150 +13451,698 @@ next4:
 	JNE row1
 	VZEROUPPER
 	RET
-
-// func gateCols(id int, a *kernelArgs)
-TEXT ·gateCols<>(SB), NOSPLIT, $0-16
+// func gradSums64ColsIdentity(id int, a *kernelArgs)
+TEXT ·gradSums64ColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_coefStep(R14), BX
-	MOVQ kernelArgs_factorStep(R14), DX
+	MOVQ kernelArgs_n(R14), BX
+	ANDQ $7, BX
+	LEAQ maskTable<>+32(SB), CX
 	SHLQ $2, BX
-	SHLQ $3, DX
-	MOVQ kernelArgs_x(R14), DI
-	MOVQ kernelArgs_stride(R14), R8
-	MOVQ kernelArgs_dy(R14), R9
-	MOVQ kernelArgs_strideDY(R14), R10
-	MOVQ kernelArgs_y(R14), R11
-	MOVQ kernelArgs_strideY(R14), R12
-	MOVQ kernelArgs_n(R14), SI
-	ANDQ $-8, SI
-	SUBQ SI, R8
-	SHLQ $2, R8
-	SUBQ SI, R10
-	SHLQ $2, R10
-	SUBQ SI, R12
-	SHLQ $2, R12
-	MOVQ kernelArgs_n(R14), SI
-	ANDQ $7, SI
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, SI
-	SUBQ SI, R13
-	VMOVDQU (R13), Y15
-row1:
-	MOVQ kernelArgs_coef(R14), AX
-	MOVQ kernelArgs_factors(R14), CX
-	MOVQ kernelArgs_n(R14), SI
-	SUBQ $8, SI
-	JLT tail3
-column2:
-	VMOVUPS (AX), Y3
-	VADDPS (DI), Y3, Y3
-	VCVTPS2PD X3, Y0
-	VEXTRACTF128 $1, Y3, X1
-	VCVTPS2PD X1, Y1
-	VMULPD (CX), Y0, Y0
-	VMULPD 32(CX), Y1, Y1
-	VCVTPD2PSY Y0, X3
-	VCVTPD2PSY Y1, X1
-	VINSERTF128 $1, X1, Y3, Y3
-	VADDPS 64(AX), Y3, Y3
-	VMOVUPS (R9), Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x1e, Y5, Y3, Y5
-	VANDPS Y4, Y5, Y4
-	VMOVUPS Y4, (R11)
-	ADDQ $32, DI
-	ADDQ $32, R9
-	ADDQ $32, R11
-	ADDQ BX, AX
-	ADDQ DX, CX
-	SUBQ $8, SI
-	JGE column2
-tail3:
-	ANDQ $7, SI
-	JEQ next4
-	VMOVUPS (AX), Y3
-	VMASKMOVPS (DI), Y15, Y2
-	VADDPS Y2, Y3, Y3
-	VCVTPS2PD X3, Y0
-	VEXTRACTF128 $1, Y3, X1
-	VCVTPS2PD X1, Y1
-	VMULPD (CX), Y0, Y0
-	VMULPD 32(CX), Y1, Y1
-	VCVTPD2PSY Y0, X3
-	VCVTPD2PSY Y1, X1
-	VINSERTF128 $1, X1, Y3, Y3
-	VADDPS 64(AX), Y3, Y3
-	VMASKMOVPS (R9), Y15, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x1e, Y5, Y3, Y5
-	VANDPS Y4, Y5, Y4
-	VMASKMOVPS Y4, Y15, (R11)
-next4:
-	ADDQ R8, DI
-	ADDQ R10, R9
-	ADDQ R12, R11
-	MOVQ $1, SI
-	SUBQ SI, kernelArgs_rows(R14)
-	JNE row1
+	SUBQ BX, CX
+	VMOVDQU (CX), Y15
+	MOVQ kernelArgs_fetch(R14), DI
+	MOVQ kernelArgs_stride(R14), R9
+	MOVQ kernelArgs_strideDY(R14), R11
+	SHLQ $2, R9
+	SHLQ $2, R11
+	MOVQ kernelArgs_records(R14), AX
+	MOVQ kernelArgs_sums(R14), CX
+	MOVQ $0, SI
+	MOVQ kernelArgs_n(R14), BX
+	SUBQ $8, BX
+	JLT tail2
+column1:
+	VMOVUPS 320(AX), Y0
+	VMOVUPS (CX), Y7
+	VMOVUPS 64(CX), Y9
+	VMOVUPS 32(CX), Y8
+	VMOVUPS 96(CX), Y10
+	MOVQ kernelArgs_x(R14), R8
+	ADDQ SI, R8
+	MOVQ kernelArgs_dy(R14), R10
+	ADDQ SI, R10
+	MOVQ kernelArgs_rows(R14), DX
+row4:
+	PREFETCHT1 (R8)(DI*1)
+	PREFETCHT1 (R10)(DI*1)
+	VADDPS (R8), Y0, Y1
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VCVTPS2PD (R10), Y5
+	VCVTPS2PD 16(R10), Y6
+	VADDPD Y5, Y7, Y7
+	VMULPD Y5, Y3, Y3
+	VADDPD Y3, Y9, Y9
+	VADDPD Y6, Y8, Y8
+	VMULPD Y6, Y4, Y4
+	VADDPD Y4, Y10, Y10
+	ADDQ R9, R8
+	ADDQ R11, R10
+	SUBQ $1, DX
+	JNE row4
+	VMOVUPS Y7, (CX)
+	VMOVUPS Y9, 64(CX)
+	VMOVUPS Y8, 32(CX)
+	VMOVUPS Y10, 96(CX)
+	ADDQ $32, SI
+	ADDQ $128, CX
+	MOVQ kernelArgs_recordStep(R14), DX
+	ADDQ DX, AX
+	SUBQ $8, BX
+	JGE column1
+tail2:
+	ANDQ $7, BX
+	JEQ done3
+	VMOVUPS 320(AX), Y0
+	VMOVUPS (CX), Y7
+	VMOVUPS 64(CX), Y9
+	VMOVUPS 32(CX), Y8
+	VMOVUPS 96(CX), Y10
+	MOVQ kernelArgs_x(R14), R8
+	ADDQ SI, R8
+	MOVQ kernelArgs_dy(R14), R10
+	ADDQ SI, R10
+	MOVQ kernelArgs_rows(R14), DX
+row5:
+	VMASKMOVPS (R8), Y15, Y2
+	VADDPS Y2, Y0, Y1
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VMASKMOVPS (R10), Y15, Y2
+	VCVTPS2PD X2, Y5
+	VEXTRACTF128 $1, Y2, X6
+	VCVTPS2PD X6, Y6
+	VADDPD Y5, Y7, Y7
+	VMULPD Y5, Y3, Y3
+	VADDPD Y3, Y9, Y9
+	VADDPD Y6, Y8, Y8
+	VMULPD Y6, Y4, Y4
+	VADDPD Y4, Y10, Y10
+	ADDQ R9, R8
+	ADDQ R11, R10
+	SUBQ $1, DX
+	JNE row5
+	VMOVUPS Y7, (CX)
+	VMOVUPS Y9, 64(CX)
+	VMOVUPS Y8, 32(CX)
+	VMOVUPS Y10, 96(CX)
+done3:
 	VZEROUPPER
 	RET
-
-// func scaledGradCols(id int, a *kernelArgs)
-TEXT ·scaledGradCols<>(SB), NOSPLIT, $0-16
+// func gradSums64ColsIdentityResidual(id int, a *kernelArgs)
+TEXT ·gradSums64ColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_coefStep(R14), BX
-	MOVQ kernelArgs_factorStep(R14), DX
+	MOVQ kernelArgs_n(R14), BX
+	ANDQ $7, BX
+	LEAQ maskTable<>+32(SB), CX
 	SHLQ $2, BX
-	SHLQ $3, DX
-	MOVQ kernelArgs_x(R14), DI
-	MOVQ kernelArgs_stride(R14), R8
-	MOVQ kernelArgs_dy(R14), R9
-	MOVQ kernelArgs_strideDY(R14), R10
-	MOVQ kernelArgs_y(R14), R11
-	MOVQ kernelArgs_strideY(R14), R12
-	MOVQ kernelArgs_n(R14), SI
-	ANDQ $-8, SI
-	SUBQ SI, R8
-	SHLQ $2, R8
-	SUBQ SI, R10
-	SHLQ $2, R10
-	SUBQ SI, R12
-	SHLQ $2, R12
-	MOVQ kernelArgs_n(R14), SI
-	ANDQ $7, SI
-	LEAQ maskTable<>+32(SB), R13
+	SUBQ BX, CX
+	VMOVDQU (CX), Y15
+	MOVQ kernelArgs_fetch(R14), DI
+	MOVQ kernelArgs_stride(R14), R9
+	MOVQ kernelArgs_strideDY(R14), R11
+	MOVQ kernelArgs_strideRes(R14), R13
+	SHLQ $2, R9
+	SHLQ $2, R11
+	SHLQ $2, R13
+	MOVQ kernelArgs_records(R14), AX
+	MOVQ kernelArgs_sums(R14), CX
+	MOVQ $0, SI
+	MOVQ kernelArgs_n(R14), BX
+	SUBQ $8, BX
+	JLT tail2
+column1:
+	VMOVUPS 320(AX), Y0
+	VMOVUPS (CX), Y9
+	VMOVUPS 64(CX), Y11
+	VMOVUPS 32(CX), Y10
+	VMOVUPS 96(CX), Y12
+	MOVQ kernelArgs_x(R14), R8
+	ADDQ SI, R8
+	MOVQ kernelArgs_dy(R14), R10
+	ADDQ SI, R10
+	MOVQ kernelArgs_res(R14), R12
+	ADDQ SI, R12
+	MOVQ kernelArgs_rows(R14), DX
+row4:
+	PREFETCHT1 (R8)(DI*1)
+	PREFETCHT1 (R10)(DI*1)
+	VADDPS (R8), Y0, Y1
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VCVTPS2PD (R10), Y5
+	VCVTPS2PD 16(R10), Y6
+	VCVTPS2PD (R12), Y7
+	VCVTPS2PD 16(R12), Y8
+	VMULPD Y7, Y5, Y5
+	VMULPD Y8, Y6, Y6
+	VADDPD Y5, Y9, Y9
+	VMULPD Y5, Y3, Y3
+	VADDPD Y3, Y11, Y11
+	VADDPD Y6, Y10, Y10
+	VMULPD Y6, Y4, Y4
+	VADDPD Y4, Y12, Y12
+	ADDQ R9, R8
+	ADDQ R11, R10
+	ADDQ R13, R12
+	SUBQ $1, DX
+	JNE row4
+	VMOVUPS Y9, (CX)
+	VMOVUPS Y11, 64(CX)
+	VMOVUPS Y10, 32(CX)
+	VMOVUPS Y12, 96(CX)
+	ADDQ $32, SI
+	ADDQ $128, CX
+	MOVQ kernelArgs_recordStep(R14), DX
+	ADDQ DX, AX
+	SUBQ $8, BX
+	JGE column1
+tail2:
+	ANDQ $7, BX
+	JEQ done3
+	VMOVUPS 320(AX), Y0
+	VMOVUPS (CX), Y9
+	VMOVUPS 64(CX), Y11
+	VMOVUPS 32(CX), Y10
+	VMOVUPS 96(CX), Y12
+	MOVQ kernelArgs_x(R14), R8
+	ADDQ SI, R8
+	MOVQ kernelArgs_dy(R14), R10
+	ADDQ SI, R10
+	MOVQ kernelArgs_res(R14), R12
+	ADDQ SI, R12
+	MOVQ kernelArgs_rows(R14), DX
+row5:
+	VMASKMOVPS (R8), Y15, Y2
+	VADDPS Y2, Y0, Y1
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VMASKMOVPS (R10), Y15, Y2
+	VCVTPS2PD X2, Y5
+	VEXTRACTF128 $1, Y2, X6
+	VCVTPS2PD X6, Y6
+	VMASKMOVPS (R12), Y15, Y2
+	VCVTPS2PD X2, Y7
+	VEXTRACTF128 $1, Y2, X8
+	VCVTPS2PD X8, Y8
+	VMULPD Y7, Y5, Y5
+	VMULPD Y8, Y6, Y6
+	VADDPD Y5, Y9, Y9
+	VMULPD Y5, Y3, Y3
+	VADDPD Y3, Y11, Y11
+	VADDPD Y6, Y10, Y10
+	VMULPD Y6, Y4, Y4
+	VADDPD Y4, Y12, Y12
+	ADDQ R9, R8
+	ADDQ R11, R10
+	ADDQ R13, R12
+	SUBQ $1, DX
+	JNE row5
+	VMOVUPS Y9, (CX)
+	VMOVUPS Y11, 64(CX)
+	VMOVUPS Y10, 32(CX)
+	VMOVUPS Y12, 96(CX)
+done3:
+	VZEROUPPER
+	RET
+// func gradSums64ColsReLU(id int, a *kernelArgs)
+TEXT ·gradSums64ColsReLU<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_n(R14), BX
+	ANDQ $7, BX
+	LEAQ maskTable<>+32(SB), CX
+	SHLQ $2, BX
+	SUBQ BX, CX
+	VMOVDQU (CX), Y15
+	MOVQ kernelArgs_fetch(R14), DI
+	MOVQ kernelArgs_stride(R14), R9
+	MOVQ kernelArgs_strideDY(R14), R11
+	SHLQ $2, R9
+	SHLQ $2, R11
+	MOVQ kernelArgs_records(R14), AX
+	MOVQ kernelArgs_sums(R14), CX
+	MOVQ $0, SI
+	MOVQ kernelArgs_n(R14), BX
+	SUBQ $8, BX
+	JLT tail2
+column1:
+	VMOVUPS 320(AX), Y0
+	VMOVUPS (CX), Y7
+	VMOVUPS 64(CX), Y9
+	VMOVUPS (AX), Y11
+	VMOVUPS 64(AX), Y13
+	VMOVUPS 32(CX), Y8
+	VMOVUPS 96(CX), Y10
+	VMOVUPS 32(AX), Y12
+	VMOVUPS 96(AX), Y14
+	MOVQ kernelArgs_x(R14), R8
+	ADDQ SI, R8
+	MOVQ kernelArgs_dy(R14), R10
+	ADDQ SI, R10
+	MOVQ kernelArgs_rows(R14), DX
+row4:
+	PREFETCHT1 (R8)(DI*1)
+	PREFETCHT1 (R10)(DI*1)
+	VADDPS (R8), Y0, Y1
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VCVTPS2PD (R10), Y5
+	VCVTPS2PD 16(R10), Y6
+	VMULPD Y11, Y3, Y2
+	VCMPPD $0x1d, Y13, Y2, Y2
+	VANDPS Y2, Y5, Y5
+	VMULPD Y12, Y4, Y2
+	VCMPPD $0x1d, Y14, Y2, Y2
+	VANDPS Y2, Y6, Y6
+	VADDPD Y5, Y7, Y7
+	VMULPD Y5, Y3, Y3
+	VADDPD Y3, Y9, Y9
+	VADDPD Y6, Y8, Y8
+	VMULPD Y6, Y4, Y4
+	VADDPD Y4, Y10, Y10
+	ADDQ R9, R8
+	ADDQ R11, R10
+	SUBQ $1, DX
+	JNE row4
+	VMOVUPS Y7, (CX)
+	VMOVUPS Y9, 64(CX)
+	VMOVUPS Y8, 32(CX)
+	VMOVUPS Y10, 96(CX)
+	ADDQ $32, SI
+	ADDQ $128, CX
+	MOVQ kernelArgs_recordStep(R14), DX
+	ADDQ DX, AX
+	SUBQ $8, BX
+	JGE column1
+tail2:
+	ANDQ $7, BX
+	JEQ done3
+	VMOVUPS 320(AX), Y0
+	VMOVUPS (CX), Y7
+	VMOVUPS 64(CX), Y9
+	VMOVUPS (AX), Y11
+	VMOVUPS 64(AX), Y13
+	VMOVUPS 32(CX), Y8
+	VMOVUPS 96(CX), Y10
+	VMOVUPS 32(AX), Y12
+	VMOVUPS 96(AX), Y14
+	MOVQ kernelArgs_x(R14), R8
+	ADDQ SI, R8
+	MOVQ kernelArgs_dy(R14), R10
+	ADDQ SI, R10
+	MOVQ kernelArgs_rows(R14), DX
+row5:
+	VMASKMOVPS (R8), Y15, Y2
+	VADDPS Y2, Y0, Y1
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VMASKMOVPS (R10), Y15, Y2
+	VCVTPS2PD X2, Y5
+	VEXTRACTF128 $1, Y2, X6
+	VCVTPS2PD X6, Y6
+	VMULPD Y11, Y3, Y2
+	VCMPPD $0x1d, Y13, Y2, Y2
+	VANDPS Y2, Y5, Y5
+	VMULPD Y12, Y4, Y2
+	VCMPPD $0x1d, Y14, Y2, Y2
+	VANDPS Y2, Y6, Y6
+	VADDPD Y5, Y7, Y7
+	VMULPD Y5, Y3, Y3
+	VADDPD Y3, Y9, Y9
+	VADDPD Y6, Y8, Y8
+	VMULPD Y6, Y4, Y4
+	VADDPD Y4, Y10, Y10
+	ADDQ R9, R8
+	ADDQ R11, R10
+	SUBQ $1, DX
+	JNE row5
+	VMOVUPS Y7, (CX)
+	VMOVUPS Y9, 64(CX)
+	VMOVUPS Y8, 32(CX)
+	VMOVUPS Y10, 96(CX)
+done3:
+	VZEROUPPER
+	RET
+// func inputGrad64ColsIdentity(id int, a *kernelArgs)
+TEXT ·inputGrad64ColsIdentity<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_recordStep(R14), BX
+	MOVQ kernelArgs_x(R14), DX
+	MOVQ kernelArgs_stride(R14), SI
+	MOVQ kernelArgs_dy(R14), DI
+	MOVQ kernelArgs_strideDY(R14), R8
+	MOVQ kernelArgs_y(R14), R9
+	MOVQ kernelArgs_strideY(R14), R10
+	MOVQ kernelArgs_n(R14), CX
+	ANDQ $-8, CX
+	SUBQ CX, SI
 	SHLQ $2, SI
-	SUBQ SI, R13
-	VMOVDQU (R13), Y15
+	SUBQ CX, R8
+	SHLQ $2, R8
+	SUBQ CX, R10
+	SHLQ $2, R10
+	MOVQ kernelArgs_n(R14), CX
+	ANDQ $7, CX
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, CX
+	SUBQ CX, R11
+	VMOVDQU (R11), Y15
 row1:
-	MOVQ kernelArgs_coef(R14), AX
-	MOVQ kernelArgs_factors(R14), CX
-	MOVQ kernelArgs_n(R14), SI
-	SUBQ $8, SI
+	MOVQ kernelArgs_records(R14), AX
+	MOVQ kernelArgs_n(R14), CX
+	SUBQ $8, CX
 	JLT tail3
 column2:
-	VMOVUPS (AX), Y3
-	VADDPS (DI), Y3, Y3
-	VMULPS 128(AX), Y3, Y3
-	VMOVUPS (R9), Y4
-	VMOVUPS 96(AX), Y5
-	VSUBPS Y5, Y4, Y4
-	VSUBPS Y3, Y4, Y4
-	VCVTPS2PD X4, Y0
-	VEXTRACTF128 $1, Y4, X1
-	VCVTPS2PD X1, Y1
-	VMULPD (CX), Y0, Y0
-	VMULPD 32(CX), Y1, Y1
-	VCVTPD2PSY Y0, X4
-	VCVTPD2PSY Y1, X1
-	VINSERTF128 $1, X1, Y4, Y4
+	VMOVUPS 320(AX), Y0
+	VADDPS (DX), Y0, Y1
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VCVTPS2PD (DI), Y5
+	VCVTPS2PD 16(DI), Y6
+	VSUBPD 128(AX), Y5, Y5
+	VMULPD 192(AX), Y3, Y3
+	VSUBPD Y3, Y5, Y5
+	VMULPD 256(AX), Y5, Y5
+	VSUBPD 160(AX), Y6, Y6
+	VMULPD 224(AX), Y4, Y4
+	VSUBPD Y4, Y6, Y6
+	VMULPD 288(AX), Y6, Y6
+	VCVTPD2PSY Y5, X1
+	VCVTPD2PSY Y6, X2
+	VINSERTF128 $1, X2, Y1, Y1
 	CMPB kernelArgs_stream(R14), $0
 	JEQ without5
-	VMOVNTPS Y4, (R11)
+	VMOVNTPS Y1, (R9)
 	JMP chosen6
 without5:
-	VMOVUPS Y4, (R11)
+	VMOVUPS Y1, (R9)
 chosen6:
+	ADDQ $32, DX
+	ADDQ $32, DI
+	ADDQ $32, R9
+	ADDQ BX, AX
+	SUBQ $8, CX
+	JGE column2
+tail3:
+	ANDQ $7, CX
+	JEQ next4
+	VMOVUPS 320(AX), Y0
+	VMASKMOVPS (DX), Y15, Y2
+	VADDPS Y2, Y0, Y1
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VMASKMOVPS (DI), Y15, Y2
+	VCVTPS2PD X2, Y5
+	VEXTRACTF128 $1, Y2, X6
+	VCVTPS2PD X6, Y6
+	VSUBPD 128(AX), Y5, Y5
+	VMULPD 192(AX), Y3, Y3
+	VSUBPD Y3, Y5, Y5
+	VMULPD 256(AX), Y5, Y5
+	VSUBPD 160(AX), Y6, Y6
+	VMULPD 224(AX), Y4, Y4
+	VSUBPD Y4, Y6, Y6
+	VMULPD 288(AX), Y6, Y6
+	VCVTPD2PSY Y5, X1
+	VCVTPD2PSY Y6, X2
+	VINSERTF128 $1, X2, Y1, Y1
+	VMASKMOVPS Y1, Y15, (R9)
+next4:
+	ADDQ SI, DX
+	ADDQ R8, DI
+	ADDQ R10, R9
+	MOVQ $1, CX
+	SUBQ CX, kernelArgs_rows(R14)
+	JNE row1
+	VZEROUPPER
+	RET
+// func inputGrad64ColsIdentityResidual(id int, a *kernelArgs)
+TEXT ·inputGrad64ColsIdentityResidual<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_recordStep(R14), BX
+	MOVQ kernelArgs_x(R14), DX
+	MOVQ kernelArgs_stride(R14), SI
+	MOVQ kernelArgs_dy(R14), DI
+	MOVQ kernelArgs_strideDY(R14), R8
+	MOVQ kernelArgs_res(R14), R9
+	MOVQ kernelArgs_strideRes(R14), R10
+	MOVQ kernelArgs_y(R14), R11
+	MOVQ kernelArgs_strideY(R14), R12
+	MOVQ kernelArgs_n(R14), CX
+	ANDQ $-8, CX
+	SUBQ CX, SI
+	SHLQ $2, SI
+	SUBQ CX, R8
+	SHLQ $2, R8
+	SUBQ CX, R10
+	SHLQ $2, R10
+	SUBQ CX, R12
+	SHLQ $2, R12
+	MOVQ kernelArgs_n(R14), CX
+	ANDQ $7, CX
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, CX
+	SUBQ CX, R13
+	VMOVDQU (R13), Y15
+row1:
+	MOVQ kernelArgs_records(R14), AX
+	MOVQ kernelArgs_n(R14), CX
+	SUBQ $8, CX
+	JLT tail3
+column2:
+	VMOVUPS 320(AX), Y0
+	VADDPS (DX), Y0, Y1
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VCVTPS2PD (DI), Y5
+	VCVTPS2PD 16(DI), Y6
+	VCVTPS2PD (R9), Y7
+	VCVTPS2PD 16(R9), Y8
+	VMULPD Y7, Y5, Y5
+	VMULPD Y8, Y6, Y6
+	VSUBPD 128(AX), Y5, Y5
+	VMULPD 192(AX), Y3, Y3
+	VSUBPD Y3, Y5, Y5
+	VMULPD 256(AX), Y5, Y5
+	VSUBPD 160(AX), Y6, Y6
+	VMULPD 224(AX), Y4, Y4
+	VSUBPD Y4, Y6, Y6
+	VMULPD 288(AX), Y6, Y6
+	VCVTPD2PSY Y5, X1
+	VCVTPD2PSY Y6, X2
+	VINSERTF128 $1, X2, Y1, Y1
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without5
+	VMOVNTPS Y1, (R11)
+	JMP chosen6
+without5:
+	VMOVUPS Y1, (R11)
+chosen6:
+	ADDQ $32, DX
+	ADDQ $32, DI
+	ADDQ $32, R9
+	ADDQ $32, R11
+	ADDQ BX, AX
+	SUBQ $8, CX
+	JGE column2
+tail3:
+	ANDQ $7, CX
+	JEQ next4
+	VMOVUPS 320(AX), Y0
+	VMASKMOVPS (DX), Y15, Y2
+	VADDPS Y2, Y0, Y1
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VMASKMOVPS (DI), Y15, Y2
+	VCVTPS2PD X2, Y5
+	VEXTRACTF128 $1, Y2, X6
+	VCVTPS2PD X6, Y6
+	VMASKMOVPS (R9), Y15, Y2
+	VCVTPS2PD X2, Y7
+	VEXTRACTF128 $1, Y2, X8
+	VCVTPS2PD X8, Y8
+	VMULPD Y7, Y5, Y5
+	VMULPD Y8, Y6, Y6
+	VSUBPD 128(AX), Y5, Y5
+	VMULPD 192(AX), Y3, Y3
+	VSUBPD Y3, Y5, Y5
+	VMULPD 256(AX), Y5, Y5
+	VSUBPD 160(AX), Y6, Y6
+	VMULPD 224(AX), Y4, Y4
+	VSUBPD Y4, Y6, Y6
+	VMULPD 288(AX), Y6, Y6
+	VCVTPD2PSY Y5, X1
+	VCVTPD2PSY Y6, X2
+	VINSERTF128 $1, X2, Y1, Y1
+	VMASKMOVPS Y1, Y15, (R11)
+next4:
+	ADDQ SI, DX
+	ADDQ R8, DI
+	ADDQ R10, R9
+	ADDQ R12, R11
+	MOVQ $1, CX
+	SUBQ CX, kernelArgs_rows(R14)
+	JNE row1
+	VZEROUPPER
+	RET
+// func inputGrad64ColsReLU(id int, a *kernelArgs)
+TEXT ·inputGrad64ColsReLU<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_recordStep(R14), BX
+	MOVQ kernelArgs_x(R14), DX
+	MOVQ kernelArgs_stride(R14), SI
+	MOVQ kernelArgs_dy(R14), DI
+	MOVQ kernelArgs_strideDY(R14), R8
+	MOVQ kernelArgs_y(R14), R9
+	MOVQ kernelArgs_strideY(R14), R10
+	MOVQ kernelArgs_n(R14), CX
+	ANDQ $-8, CX
+	SUBQ CX, SI
+	SHLQ $2, SI
+	SUBQ CX, R8
+	SHLQ $2, R8
+	SUBQ CX, R10
+	SHLQ $2, R10
+	MOVQ kernelArgs_n(R14), CX
+	ANDQ $7, CX
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, CX
+	SUBQ CX, R11
+	VMOVDQU (R11), Y15
+row1:
+	MOVQ kernelArgs_records(R14), AX
+	MOVQ kernelArgs_n(R14), CX
+	SUBQ $8, CX
+	JLT tail3
+column2:
+	VMOVUPS 320(AX), Y0
+	VADDPS (DX), Y0, Y1
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VCVTPS2PD (DI), Y5
+	VCVTPS2PD 16(DI), Y6
+	VMULPD (AX), Y3, Y2
+	VCMPPD $0x1d, 64(AX), Y2, Y2
+	VANDPS Y2, Y5, Y5
+	VMULPD 32(AX), Y4, Y2
+	VCMPPD $0x1d, 96(AX), Y2, Y2
+	VANDPS Y2, Y6, Y6
+	VSUBPD 128(AX), Y5, Y5
+	VMULPD 192(AX), Y3, Y3
+	VSUBPD Y3, Y5, Y5
+	VMULPD 256(AX), Y5, Y5
+	VSUBPD 160(AX), Y6, Y6
+	VMULPD 224(AX), Y4, Y4
+	VSUBPD Y4, Y6, Y6
+	VMULPD 288(AX), Y6, Y6
+	VCVTPD2PSY Y5, X1
+	VCVTPD2PSY Y6, X2
+	VINSERTF128 $1, X2, Y1, Y1
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without5
+	VMOVNTPS Y1, (R9)
+	JMP chosen6
+without5:
+	VMOVUPS Y1, (R9)
+chosen6:
+	ADDQ $32, DX
+	ADDQ $32, DI
+	ADDQ $32, R9
+	ADDQ BX, AX
+	SUBQ $8, CX
+	JGE column2
+tail3:
+	ANDQ $7, CX
+	JEQ next4
+	VMOVUPS 320(AX), Y0
+	VMASKMOVPS (DX), Y15, Y2
+	VADDPS Y2, Y0, Y1
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VMASKMOVPS (DI), Y15, Y2
+	VCVTPS2PD X2, Y5
+	VEXTRACTF128 $1, Y2, X6
+	VCVTPS2PD X6, Y6
+	VMULPD (AX), Y3, Y2
+	VCMPPD $0x1d, 64(AX), Y2, Y2
+	VANDPS Y2, Y5, Y5
+	VMULPD 32(AX), Y4, Y2
+	VCMPPD $0x1d, 96(AX), Y2, Y2
+	VANDPS Y2, Y6, Y6
+	VSUBPD 128(AX), Y5, Y5
+	VMULPD 192(AX), Y3, Y3
+	VSUBPD Y3, Y5, Y5
+	VMULPD 256(AX), Y5, Y5
+	VSUBPD 160(AX), Y6, Y6
+	VMULPD 224(AX), Y4, Y4
+	VSUBPD Y4, Y6, Y6
+	VMULPD 288(AX), Y6, Y6
+	VCVTPD2PSY Y5, X1
+	VCVTPD2PSY Y6, X2
+	VINSERTF128 $1, X2, Y1, Y1
+	VMASKMOVPS Y1, Y15, (R9)
+next4:
+	ADDQ SI, DX
+	ADDQ R8, DI
+	ADDQ R10, R9
+	MOVQ $1, CX
+	SUBQ CX, kernelArgs_rows(R14)
+	JNE row1
+	VZEROUPPER
+	RET
+// func chooseCols(id int, a *kernelArgs)
+TEXT ·chooseCols<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_coefStep(R14), BX
+	MOVQ kernelArgs_factorStep(R14), DX
+	SHLQ $2, BX
+	SHLQ $3, DX
+	MOVQ kernelArgs_x(R14), DI
+	MOVQ kernelArgs_stride(R14), R8
+	MOVQ kernelArgs_dy(R14), R9
+	MOVQ kernelArgs_strideDY(R14), R10
+	MOVQ kernelArgs_y(R14), R11
+	MOVQ kernelArgs_strideY(R14), R12
+	MOVQ kernelArgs_n(R14), SI
+	ANDQ $-8, SI
+	SUBQ SI, R8
+	SHLQ $2, R8
+	SUBQ SI, R10
+	SHLQ $2, R10
+	SUBQ SI, R12
+	SHLQ $2, R12
+	MOVQ kernelArgs_n(R14), SI
+	ANDQ $7, SI
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, SI
+	SUBQ SI, R13
+	VMOVDQU (R13), Y15
+row1:
+	MOVQ kernelArgs_coef(R14), AX
+	MOVQ kernelArgs_factors(R14), CX
+	MOVQ kernelArgs_n(R14), SI
+	SUBQ $8, SI
+	JLT tail3
+column2:
+	VMOVUPS (AX), Y2
+	VMOVUPS (DI), Y0
+	VMOVUPS (R9), Y1
+	VANDPS Y2, Y0, Y0
+	VANDNPS Y1, Y2, Y1
+	VORPS Y1, Y0, Y0
+	VMOVUPS Y0, (R11)
 	ADDQ $32, DI
 	ADDQ $32, R9
 	ADDQ $32, R11
@@ -13564,23 +14153,13 @@ chosen6:
 tail3:
 	ANDQ $7, SI
 	JEQ next4
-	VMOVUPS (AX), Y3
-	VMASKMOVPS (DI), Y15, Y2
-	VADDPS Y2, Y3, Y3
-	VMULPS 128(AX), Y3, Y3
-	VMASKMOVPS (R9), Y15, Y4
-	VMOVUPS 96(AX), Y5
-	VSUBPS Y5, Y4, Y4
-	VSUBPS Y3, Y4, Y4
-	VCVTPS2PD X4, Y0
-	VEXTRACTF128 $1, Y4, X1
-	VCVTPS2PD X1, Y1
-	VMULPD (CX), Y0, Y0
-	VMULPD 32(CX), Y1, Y1
-	VCVTPD2PSY Y0, X4
-	VCVTPD2PSY Y1, X1
-	VINSERTF128 $1, X1, Y4, Y4
-	VMASKMOVPS Y4, Y15, (R11)
+	VMOVUPS (AX), Y2
+	VMASKMOVPS (DI), Y15, Y0
+	VMASKMOVPS (R9), Y15, Y1
+	VANDPS Y2, Y0, Y0
+	VANDNPS Y1, Y2, Y1
+	VORPS Y1, Y0, Y0
+	VMASKMOVPS Y0, Y15, (R11)
 next4:
 	ADDQ R8, DI
 	ADDQ R10, R9
@@ -13590,7 +14169,6 @@ next4:
 	JNE row1
 	VZEROUPPER
 	RET
-
 DATA simdKernelTable<>+0(SB)/8, $·momentsRows<>(SB)
 DATA simdKernelTable<>+8(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+16(SB)/8, $·absent<>(SB)
@@ -13783,235 +14361,37 @@ DATA simdKernelTable<>+1504(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1512(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1520(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1528(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1536(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1536(SB)/8, $·largestCols<>(SB)
 DATA simdKernelTable<>+1544(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1552(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1560(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1568(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1568(SB)/8, $·scaleColsIdentity<>(SB)
 DATA simdKernelTable<>+1576(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1584(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1584(SB)/8, $·scaleColsReLU<>(SB)
 DATA simdKernelTable<>+1592(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1600(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1600(SB)/8, $·timesCols<>(SB)
 DATA simdKernelTable<>+1608(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1616(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1624(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1632(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1640(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1648(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1632(SB)/8, $·gradSums64ColsIdentity<>(SB)
+DATA simdKernelTable<>+1640(SB)/8, $·gradSums64ColsIdentityResidual<>(SB)
+DATA simdKernelTable<>+1648(SB)/8, $·gradSums64ColsReLU<>(SB)
 DATA simdKernelTable<>+1656(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1664(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1672(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1680(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1664(SB)/8, $·inputGrad64ColsIdentity<>(SB)
+DATA simdKernelTable<>+1672(SB)/8, $·inputGrad64ColsIdentityResidual<>(SB)
+DATA simdKernelTable<>+1680(SB)/8, $·inputGrad64ColsReLU<>(SB)
 DATA simdKernelTable<>+1688(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1696(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1704(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1712(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1720(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1728(SB)/8, $·largestCols<>(SB)
-DATA simdKernelTable<>+1736(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1744(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1752(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1760(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1768(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1776(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1784(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1792(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1800(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1808(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1816(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1824(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1832(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1840(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1848(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1856(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1864(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1872(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1880(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1888(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1896(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1904(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1912(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1920(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1928(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1936(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1944(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1952(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1960(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1968(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1976(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1984(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1992(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2000(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2008(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2016(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2024(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2032(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2040(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2048(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2056(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2064(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2072(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2080(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2088(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2096(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2104(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2112(SB)/8, $·scaleCols<>(SB)
-DATA simdKernelTable<>+2120(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2128(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2136(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2144(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2152(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2160(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2168(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2176(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2184(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2192(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2200(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2208(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2216(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2224(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2232(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2240(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2248(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2256(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2264(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2272(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2280(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2288(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2296(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2304(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2312(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2320(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2328(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2336(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2344(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2352(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2360(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2368(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2376(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2384(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2392(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2400(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2408(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2416(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2424(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2432(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2440(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2448(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2456(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2464(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2472(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2480(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2488(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2496(SB)/8, $·timesCols<>(SB)
-DATA simdKernelTable<>+2504(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2512(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2520(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2528(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2536(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2544(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2552(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2560(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2568(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2576(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2584(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2592(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2600(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2608(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2616(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2624(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2632(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2640(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2648(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2656(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2664(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2672(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2680(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2688(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2696(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2704(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2712(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2720(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2728(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2736(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2744(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2752(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2760(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2768(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2776(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2784(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2792(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2800(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2808(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2816(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2824(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2832(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2840(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2848(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2856(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2864(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2872(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2880(SB)/8, $·gateCols<>(SB)
-DATA simdKernelTable<>+2888(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2896(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2904(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2912(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2920(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2928(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2936(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2944(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2952(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2960(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2968(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2976(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2984(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2992(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3000(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3008(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3016(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3024(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3032(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3040(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3048(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3056(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3064(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3072(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3080(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3088(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3096(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3104(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3112(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3120(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3128(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3136(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3144(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3152(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3160(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3168(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3176(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3184(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3192(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3200(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3208(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3216(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3224(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3232(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3240(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3248(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3256(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3264(SB)/8, $·scaledGradCols<>(SB)
-GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $3272
-
+DATA simdKernelTable<>+1696(SB)/8, $·chooseCols<>(SB)
+GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $1704
 // func simdKernel(id int, a *kernelArgs)
 TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ id+0(FP), AX
-	CMPQ AX, $409
+	CMPQ AX, $213
 	JCC none
 	LEAQ simdKernelTable<>(SB), BX
 	JMP (BX)(AX*8)
 none:
 	UNDEF
-
 // func momentsWithNormalizeRowsIdentityStream(id int, a, b *kernelArgs)
 TEXT ·momentsWithNormalizeRowsIdentityStream<>(SB), NOSPLIT, $0-24
 	MOVQ a+8(FP), R14
@@ -14099,7 +14479,6 @@ quad1:
 	VMOVUPS Y2, 32(BX)
 	VZEROUPPER
 	RET
-
 // func momentsWithNormalizeRowsIdentityResidualStream(id int, a, b *kernelArgs)
 TEXT ·momentsWithNormalizeRowsIdentityResidualStream<>(SB), NOSPLIT, $0-24
 	MOVQ a+8(FP), R14
@@ -14194,7 +14573,6 @@ quad1:
 	VMOVUPS Y2, 32(BX)
 	VZEROUPPER
 	RET
-
 // func momentsWithNormalizeRowsReLUStream(id int, a, b *kernelArgs)
 TEXT ·momentsWithNormalizeRowsReLUStream<>(SB), NOSPLIT, $0-24
 	MOVQ a+8(FP), R14
@@ -14294,7 +14672,6 @@ quad1:
 	VMOVUPS Y2, 32(BX)
 	VZEROUPPER
 	RET
-
 // func momentsWithNormalizeRowsReLUResidualStream(id int, a, b *kernelArgs)
 TEXT ·momentsWithNormalizeRowsReLUResidualStream<>(SB), NOSPLIT, $0-24
 	MOVQ a+8(FP), R14
@@ -14401,7 +14778,6 @@ quad1:
 	VMOVUPS Y2, 32(BX)
 	VZEROUPPER
 	RET
-
 // func gradSumsWithInputGradRowsIdentityStream(id int, a, b *kernelArgs)
 TEXT ·gradSumsWithInputGradRowsIdentityStream<>(SB), NOSPLIT, $0-24
 	MOVQ a+8(FP), R14
@@ -14512,7 +14888,6 @@ quad1:
 	VMOVUPS Y1, 32(CX)
 	VZEROUPPER
 	RET
-
 // func gradSumsWithInputGradRowsIdentityDResidualStream(id int, a, b *kernelArgs)
 TEXT ·gradSumsWithInputGradRowsIdentityDResidualStream<>(SB), NOSPLIT, $0-24
 	MOVQ a+8(FP), R14
@@ -14630,7 +15005,6 @@ quad1:
 	VMOVUPS Y1, 32(CX)
 	VZEROUPPER
 	RET
-
 // func gradSumsWithInputGradRowsReLUStream(id int, a, b *kernelArgs)
 TEXT ·gradSumsWithInputGradRowsReLUStream<>(SB), NOSPLIT, $0-24
 	MOVQ a+8(FP), R14
@@ -14784,7 +15158,6 @@ quad1:
 	VMOVUPS Y1, 32(CX)
 	VZEROUPPER
 	RET
-
 // func gradSumsWithInputGradRowsReLUResidualStream(id int, a, b *kernelArgs)
 TEXT ·gradSumsWithInputGradRowsReLUResidualStream<>(SB), NOSPLIT, $0-24
 	MOVQ a+8(FP), R14
@@ -14952,7 +15325,6 @@ quad1:
 	VMOVUPS Y1, 32(DX)
 	VZEROUPPER
 	RET
-
 // func gradSumsWithInputGradRowsReLUDResidualStream(id int, a, b *kernelArgs)
 TEXT ·gradSumsWithInputGradRowsReLUDResidualStream<>(SB), NOSPLIT, $0-24
 	MOVQ a+8(FP), R14
@@ -15113,7 +15485,6 @@ quad1:
 	VMOVUPS Y1, 32(CX)
 	VZEROUPPER
 	RET
-
 // func gradSumsWithInputGradRowsReLUResidualDResidualStream(id int, a, b *kernelArgs)
 TEXT ·gradSumsWithInputGradRowsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-24
 	MOVQ a+8(FP), R14
@@ -15288,7 +15659,6 @@ quad1:
 	VMOVUPS Y1, 32(DX)
 	VZEROUPPER
 	RET
-
 DATA simdTurnsTable<>+0(SB)/8, $·momentsWithNormalizeRowsIdentityStream<>(SB)
 DATA simdTurnsTable<>+8(SB)/8, $·momentsWithNormalizeRowsIdentityResidualStream<>(SB)
 DATA simdTurnsTable<>+16(SB)/8, $·momentsWithNormalizeRowsReLUStream<>(SB)
@@ -15300,7 +15670,6 @@ DATA simdTurnsTable<>+56(SB)/8, $·gradSumsWithInputGradRowsReLUResidualStream<>
 DATA simdTurnsTable<>+64(SB)/8, $·gradSumsWithInputGradRowsReLUDResidualStream<>(SB)
 DATA simdTurnsTable<>+72(SB)/8, $·gradSumsWithInputGradRowsReLUResidualDResidualStream<>(SB)
 GLOBL simdTurnsTable<>(SB), RODATA|NOPTR, $80
-
 // func simdTurns(id int, a, b *kernelArgs)
 TEXT ·simdTurns(SB), NOSPLIT|NOFRAME, $0-24
 	MOVQ id+0(FP), AX
@@ -15319,7 +15688,6 @@ DATA foldChannelsTable<>+40(SB)/8, $0x8000000080000000
 DATA foldChannelsTable<>+48(SB)/8, $0x8000000080000000
 DATA foldChannelsTable<>+56(SB)/8, $0x8000000080000000
 GLOBL foldChannelsTable<>(SB), RODATA|NOPTR, $64
-
 // func foldChannels(id int, a *channelArgs)
 TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -15409,7 +15777,6 @@ divided3:
 	JNE channels1
 	VZEROUPPER
 	RET
-
 // func reduceChannels(id int, a *channelArgs)
 TEXT ·reduceChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -15438,7 +15805,6 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
-
 // func reduceShortChannels(id int, a *channelArgs)
 TEXT ·reduceShortChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -15470,7 +15836,6 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
-
 // func flushChannels(id int, a *channelArgs)
 TEXT ·flushChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -15503,7 +15868,6 @@ DATA foldReducedChannelsTable<>+40(SB)/8, $0x8000000080000000
 DATA foldReducedChannelsTable<>+48(SB)/8, $0x8000000080000000
 DATA foldReducedChannelsTable<>+56(SB)/8, $0x8000000080000000
 GLOBL foldReducedChannelsTable<>(SB), RODATA|NOPTR, $64
-
 // func foldReducedChannels(id int, a *channelArgs)
 TEXT ·foldReducedChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -15600,7 +15964,6 @@ DATA probeChannelsTable<>+8(SB)/8, $0x8000000080000000
 DATA probeChannelsTable<>+16(SB)/8, $0x8000000080000000
 DATA probeChannelsTable<>+24(SB)/8, $0x8000000080000000
 GLOBL probeChannelsTable<>(SB), RODATA|NOPTR, $32
-
 // func probeChannels(id int, a *channelArgs)
 TEXT ·probeChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -15638,7 +16001,6 @@ divided3:
 	JNE channels1
 	VZEROUPPER
 	RET
-
 // func addChannels(id int, a *channelArgs)
 TEXT ·addChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -15675,7 +16037,6 @@ DATA mergeChannelsTable<>+8(SB)/8, $0x0000000000000000
 DATA mergeChannelsTable<>+16(SB)/8, $0x0000000000000000
 DATA mergeChannelsTable<>+24(SB)/8, $0x0000000000000000
 GLOBL mergeChannelsTable<>(SB), RODATA|NOPTR, $32
-
 // func mergeChannels(id int, a *channelArgs)
 TEXT ·mergeChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -15735,7 +16096,6 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
-
 // func addSumsChannels(id int, a *channelArgs)
 TEXT ·addSumsChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -15842,7 +16202,6 @@ DATA forwardChannelsTable<>+552(SB)/8, $0x386fffffffffffff
 DATA forwardChannelsTable<>+560(SB)/8, $0x386fffffffffffff
 DATA forwardChannelsTable<>+568(SB)/8, $0x386fffffffffffff
 GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $576
-
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -16243,7 +16602,6 @@ DATA affineChannelsTable<>+424(SB)/8, $0x386fffffffffffff
 DATA affineChannelsTable<>+432(SB)/8, $0x386fffffffffffff
 DATA affineChannelsTable<>+440(SB)/8, $0x386fffffffffffff
 GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $448
-
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -16498,7 +16856,6 @@ DATA backwardChannelsTable<>+488(SB)/8, $0x386fffffffffffff
 DATA backwardChannelsTable<>+496(SB)/8, $0x386fffffffffffff
 DATA backwardChannelsTable<>+504(SB)/8, $0x386fffffffffffff
 GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $512
-
 // func backwardChannels(id int, a *channelArgs)
 TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -16869,7 +17226,6 @@ unusual2:
 	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
 	RET
-
 // func trackChannels(id int, a *channelArgs)
 TEXT ·trackChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -16938,7 +17294,6 @@ DATA stripChannelsTable<>+232(SB)/8, $0x4630000000000001
 DATA stripChannelsTable<>+240(SB)/8, $0x4630000000000001
 DATA stripChannelsTable<>+248(SB)/8, $0x4630000000000001
 GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $256
-
 // func stripChannels(id int, a *channelArgs)
 TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -17328,12 +17683,279 @@ settled6:
 	JNE channels1
 	VZEROUPPER
 	RET
+// func gradients64Channels(id int, a *channelArgs)
+TEXT ·gradients64Channels<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ $0, AX
+	MOVQ $0, BX
+	MOVQ $0, CX
+	MOVQ channelArgs_step(R14), DX
+	MOVQ channelArgs_n(R14), DI
+channels1:
+	MOVQ channelArgs_sumA(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y0
+	VMOVUPS 32(SI), Y1
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y2
+	VMOVUPS 32(SI), Y3
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y5
+	MOVQ channelArgs_mean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y6
+	VMOVUPS 32(SI), Y7
+	VCVTPD2PSY Y6, X9
+	VCVTPD2PSY Y7, X8
+	VINSERTF128 $1, X8, Y9, Y9
+	VCVTPS2PD X9, Y8
+	VEXTRACTF128 $1, Y9, X9
+	VCVTPS2PD X9, Y9
+	VSUBPD Y8, Y6, Y6
+	VSUBPD Y9, Y7, Y7
+	VMULPD Y0, Y6, Y8
+	VMULPD Y1, Y7, Y9
+	VSUBPD Y8, Y2, Y2
+	VSUBPD Y9, Y3, Y3
+	VMULPD Y4, Y2, Y2
+	VMULPD Y5, Y3, Y3
+	MOVQ channelArgs_dbeta(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y0, (SI)
+	VMOVUPS Y1, 32(SI)
+	MOVQ channelArgs_dgamma(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y2, (SI)
+	VMOVUPS Y3, 32(SI)
+	MOVQ channelArgs_gammaGrad(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted3
+	VCVTPD2PSY Y2, X8
+	VCVTPD2PSY Y3, X9
+	VINSERTF128 $1, X9, Y8, Y8
+	MOVQ channelArgs_gammaGrad(R14), SI
+	ADDQ AX, SI
+	VMOVUPS Y8, (SI)
+unwanted3:
+	MOVQ channelArgs_betaGrad(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted4
+	VCVTPD2PSY Y0, X8
+	VCVTPD2PSY Y1, X9
+	VINSERTF128 $1, X9, Y8, Y8
+	MOVQ channelArgs_betaGrad(R14), SI
+	ADDQ AX, SI
+	VMOVUPS Y8, (SI)
+unwanted4:
+	VMULPD Y4, Y2, Y2
+	VMULPD Y5, Y3, Y3
+	MOVQ channelArgs_inverse(R14), SI
+	SUBQ $0, SI
+	JEQ divide5
+	LEAQ channelArgs_inverse(R14), SI
+	VBROADCASTSD (SI), Y14
+	VMULPD Y14, Y2, Y2
+	VMULPD Y14, Y3, Y3
+	JMP divided6
+divide5:
+	LEAQ channelArgs_count(R14), SI
+	VBROADCASTSD (SI), Y14
+	VDIVPD Y14, Y2, Y2
+	VDIVPD Y14, Y3, Y3
+divided6:
+	MOVQ channelArgs_inverse(R14), SI
+	SUBQ $0, SI
+	JEQ divide7
+	LEAQ channelArgs_inverse(R14), SI
+	VBROADCASTSD (SI), Y14
+	VMULPD Y14, Y0, Y0
+	VMULPD Y14, Y1, Y1
+	JMP divided8
+divide7:
+	LEAQ channelArgs_count(R14), SI
+	VBROADCASTSD (SI), Y14
+	VDIVPD Y14, Y0, Y0
+	VDIVPD Y14, Y1, Y1
+divided8:
+	VMULPD Y2, Y6, Y6
+	VMULPD Y3, Y7, Y7
+	VSUBPD Y6, Y0, Y0
+	VSUBPD Y7, Y1, Y1
+	MOVQ channelArgs_otherA(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y0, (SI)
+	VMOVUPS Y1, 32(SI)
+	MOVQ channelArgs_otherB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y2, (SI)
+	VMOVUPS Y3, 32(SI)
+	ADDQ $32, AX
+	ADDQ $64, BX
+	ADDQ DX, CX
+	SUBQ $8, DI
+	JNE channels1
+unusual2:
+	MOVQ DI, channelArgs_n(R14)
+	VZEROUPPER
+	RET
+DATA records64ChannelsTable<>+0(SB)/8, $0x7fffffff7fffffff
+DATA records64ChannelsTable<>+8(SB)/8, $0x7fffffff7fffffff
+DATA records64ChannelsTable<>+16(SB)/8, $0x7fffffff7fffffff
+DATA records64ChannelsTable<>+24(SB)/8, $0x7fffffff7fffffff
+DATA records64ChannelsTable<>+32(SB)/8, $0x7effffff7effffff
+DATA records64ChannelsTable<>+40(SB)/8, $0x7effffff7effffff
+DATA records64ChannelsTable<>+48(SB)/8, $0x7effffff7effffff
+DATA records64ChannelsTable<>+56(SB)/8, $0x7effffff7effffff
+DATA records64ChannelsTable<>+64(SB)/8, $0xffffffffffffffff
+DATA records64ChannelsTable<>+72(SB)/8, $0xffffffffffffffff
+DATA records64ChannelsTable<>+80(SB)/8, $0xffffffffffffffff
+DATA records64ChannelsTable<>+88(SB)/8, $0xffffffffffffffff
+DATA records64ChannelsTable<>+96(SB)/8, $0x7fffffffffffffff
+DATA records64ChannelsTable<>+104(SB)/8, $0x7fffffffffffffff
+DATA records64ChannelsTable<>+112(SB)/8, $0x7fffffffffffffff
+DATA records64ChannelsTable<>+120(SB)/8, $0x7fffffffffffffff
+DATA records64ChannelsTable<>+128(SB)/8, $0x386fffffffffffff
+DATA records64ChannelsTable<>+136(SB)/8, $0x386fffffffffffff
+DATA records64ChannelsTable<>+144(SB)/8, $0x386fffffffffffff
+DATA records64ChannelsTable<>+152(SB)/8, $0x386fffffffffffff
+DATA records64ChannelsTable<>+160(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+168(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+176(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+184(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+192(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+200(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+208(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+216(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+224(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+232(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+240(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+248(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+256(SB)/8, $0x0000000000000001
+DATA records64ChannelsTable<>+264(SB)/8, $0x0000000000000001
+DATA records64ChannelsTable<>+272(SB)/8, $0x0000000000000001
+DATA records64ChannelsTable<>+280(SB)/8, $0x0000000000000001
+GLOBL records64ChannelsTable<>(SB), RODATA|NOPTR, $288
+// func records64Channels(id int, a *channelArgs)
+TEXT ·records64Channels<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ $0, AX
+	MOVQ $0, BX
+	MOVQ $0, CX
+	MOVQ channelArgs_step(R14), DX
+	MOVQ channelArgs_records(R14), DI
+	MOVQ channelArgs_n(R14), R8
+channels1:
+	MOVQ channelArgs_b(R14), SI
+	ADDQ CX, SI
+	VMOVUPS (SI), Y4
+	VANDPS records64ChannelsTable<>+0(SB), Y4, Y4
+	VCMPPS $0x1e, records64ChannelsTable<>+32(SB), Y4, Y10
+	VTESTPS Y10, Y10
+	JEQ usual3
+	VXORPS Y10, Y10, Y10
+	VXORPS records64ChannelsTable<>+64(SB), Y10, Y10
+	VTESTPS Y10, Y10
+	JNE unusual2
+usual3:
+	MOVQ channelArgs_neg(R14), SI
+	ADDQ CX, SI
+	VMOVUPS (SI), Y8
+	VMOVUPS Y8, 320(DI)
+	MOVQ channelArgs_scale(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y2
+	VMOVUPS 32(SI), Y3
+	MOVQ channelArgs_a(R14), SI
+	ADDQ CX, SI
+	VCVTPS2PD (SI), Y0
+	VCVTPS2PD 16(SI), Y1
+	VANDPS records64ChannelsTable<>+96(SB), Y2, Y4
+	VCMPPD $0x12, records64ChannelsTable<>+128(SB), Y4, Y5
+	VCMPPD $0x12, records64ChannelsTable<>+160(SB), Y4, Y4
+	VANDNPS Y5, Y4, Y5
+	VANDPS Y2, Y5, Y4
+	VANDNPS Y0, Y5, Y0
+	VORPS Y4, Y0, Y0
+	VANDPS records64ChannelsTable<>+96(SB), Y3, Y4
+	VCMPPD $0x12, records64ChannelsTable<>+128(SB), Y4, Y5
+	VCMPPD $0x12, records64ChannelsTable<>+160(SB), Y4, Y4
+	VANDNPS Y5, Y4, Y5
+	VANDPS Y3, Y5, Y4
+	VANDNPS Y1, Y5, Y1
+	VORPS Y4, Y1, Y1
+	VMOVUPS Y2, 256(DI)
+	VMOVUPS Y3, 288(DI)
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	MOVQ channelArgs_otherA(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y5
+	VMOVUPS Y4, 128(DI)
+	VMOVUPS Y5, 160(DI)
+	MOVQ channelArgs_otherB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y5
+	VMOVUPS Y4, 192(DI)
+	VMOVUPS Y5, 224(DI)
+	VXORPS Y9, Y9, Y9
+	MOVQ channelArgs_b(R14), SI
+	ADDQ CX, SI
+	VMOVUPS (SI), Y4
+	VSUBPS Y4, Y9, Y8
+	VPCMPGTD Y8, Y9, Y4
+	VPADDD Y4, Y4, Y9
+	VPADDD Y8, Y9, Y9
+	VPADDD records64ChannelsTable<>+192(SB), Y9, Y9
+	VCVTPS2PD X8, Y2
+	VEXTRACTF128 $1, Y8, X3
+	VCVTPS2PD X3, Y3
+	VCVTPS2PD X9, Y6
+	VEXTRACTF128 $1, Y9, X7
+	VCVTPS2PD X7, Y7
+	VADDPD Y2, Y6, Y6
+	VADDPD Y3, Y7, Y7
+	VMULPD records64ChannelsTable<>+224(SB), Y6, Y6
+	VMULPD records64ChannelsTable<>+224(SB), Y7, Y7
+	VCVTPD2PSY Y6, X9
+	VCVTPD2PSY Y7, X5
+	VINSERTF128 $1, X5, Y9, Y9
+	VCVTPS2PD X9, Y4
+	VEXTRACTF128 $1, Y9, X5
+	VCVTPS2PD X5, Y5
+	VCMPPD $0x12, Y2, Y4, Y4
+	VCMPPD $0x12, records64ChannelsTable<>+160(SB), Y6, Y0
+	VPADDQ Y0, Y0, Y0
+	VPADDQ records64ChannelsTable<>+256(SB), Y0, Y0
+	VANDPS Y4, Y0, Y0
+	VPADDQ Y0, Y6, Y6
+	VCMPPD $0x12, Y3, Y5, Y5
+	VCMPPD $0x12, records64ChannelsTable<>+160(SB), Y7, Y0
+	VPADDQ Y0, Y0, Y0
+	VPADDQ records64ChannelsTable<>+256(SB), Y0, Y0
+	VANDPS Y5, Y0, Y0
+	VPADDQ Y0, Y7, Y7
+	VMOVUPS Y6, 64(DI)
+	VMOVUPS Y7, 96(DI)
+	ADDQ $352, DI
+	ADDQ $32, AX
+	ADDQ $64, BX
+	ADDQ DX, CX
+	SUBQ $8, R8
+	JNE channels1
+unusual2:
+	MOVQ R8, channelArgs_n(R14)
+	VZEROUPPER
+	RET
 DATA tinyChannelsTable<>+0(SB)/8, $0x0880000008800000
 DATA tinyChannelsTable<>+8(SB)/8, $0x0880000008800000
 DATA tinyChannelsTable<>+16(SB)/8, $0x0880000008800000
 DATA tinyChannelsTable<>+24(SB)/8, $0x0880000008800000
 GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $32
-
 // func tinyChannels(id int, a *channelArgs)
 TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -17386,7 +18008,6 @@ end4:
 	MOVQ AX, channelArgs_n(R14)
 	VZEROUPPER
 	RET
-
 DATA simdChannelsTable<>+0(SB)/8, $·foldChannels<>(SB)
 DATA simdChannelsTable<>+8(SB)/8, $·reduceChannels<>(SB)
 DATA simdChannelsTable<>+16(SB)/8, $·reduceShortChannels<>(SB)
@@ -17401,19 +18022,19 @@ DATA simdChannelsTable<>+80(SB)/8, $·affineChannels<>(SB)
 DATA simdChannelsTable<>+88(SB)/8, $·backwardChannels<>(SB)
 DATA simdChannelsTable<>+96(SB)/8, $·trackChannels<>(SB)
 DATA simdChannelsTable<>+104(SB)/8, $·stripChannels<>(SB)
-DATA simdChannelsTable<>+112(SB)/8, $·tinyChannels<>(SB)
-GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $120
-
+DATA simdChannelsTable<>+112(SB)/8, $·gradients64Channels<>(SB)
+DATA simdChannelsTable<>+120(SB)/8, $·records64Channels<>(SB)
+DATA simdChannelsTable<>+128(SB)/8, $·tinyChannels<>(SB)
+GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $136
 // func simdChannels(id int, a *channelArgs)
 TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ id+0(FP), AX
-	CMPQ AX, $15
+	CMPQ AX, $17
 	JCC none
 	LEAQ simdChannelsTable<>(SB), BX
 	JMP (BX)(AX*8)
 none:
 	UNDEF
-
 
 TEXT ·actLeakyReLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VBROADCASTSS 392(R14), Y14
@@ -17434,7 +18055,6 @@ TEXT ·actLeakyReLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VCMPPS $0x1e, Y7, Y5, Y7
 	VBLENDVPS Y7, Y5, Y6, Y5
 	RET
-
 DATA actLeakyReLUSlopeTable<>+0(SB)/8, $0x0000000000000000
 DATA actLeakyReLUSlopeTable<>+8(SB)/8, $0x0000000000000000
 DATA actLeakyReLUSlopeTable<>+16(SB)/8, $0x0000000000000000
@@ -17444,7 +18064,6 @@ DATA actLeakyReLUSlopeTable<>+40(SB)/8, $0x3f8000003f800000
 DATA actLeakyReLUSlopeTable<>+48(SB)/8, $0x3f8000003f800000
 DATA actLeakyReLUSlopeTable<>+56(SB)/8, $0x3f8000003f800000
 GLOBL actLeakyReLUSlopeTable<>(SB), RODATA|NOPTR, $64
-
 TEXT ·actLeakyReLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS actLeakyReLUSlopeTable<>+0(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y2
@@ -17458,8 +18077,6 @@ TEXT ·actLeakyReLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VCMPPS $0x1e, Y14, Y5, Y5
 	VBLENDVPS Y5, Y13, Y12, Y5
 	RET
-
-
 TEXT ·actClipValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VBROADCASTSS 392(R14), Y14
 	VMAXPS Y2, Y14, Y2
@@ -17472,13 +18089,11 @@ TEXT ·actClipValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMAXPS Y5, Y14, Y5
 	VMINPS Y5, Y13, Y5
 	RET
-
 DATA actClipSlopeTable<>+0(SB)/8, $0x3f8000003f800000
 DATA actClipSlopeTable<>+8(SB)/8, $0x3f8000003f800000
 DATA actClipSlopeTable<>+16(SB)/8, $0x3f8000003f800000
 DATA actClipSlopeTable<>+24(SB)/8, $0x3f8000003f800000
 GLOBL actClipSlopeTable<>(SB), RODATA|NOPTR, $32
-
 TEXT ·actClipSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VBROADCASTSS 392(R14), Y14
 	VCMPPS $0x1e, Y14, Y2, Y6
@@ -17500,7 +18115,6 @@ TEXT ·actClipSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y12, Y6, Y6
 	VANDPS Y5, Y6, Y5
 	RET
-
 DATA actHardSigmoidValueTable<>+0(SB)/8, $0xc0400000c0400000
 DATA actHardSigmoidValueTable<>+8(SB)/8, $0xc0400000c0400000
 DATA actHardSigmoidValueTable<>+16(SB)/8, $0xc0400000c0400000
@@ -17518,7 +18132,6 @@ DATA actHardSigmoidValueTable<>+104(SB)/8, $0x3e2aaaab3e2aaaab
 DATA actHardSigmoidValueTable<>+112(SB)/8, $0x3e2aaaab3e2aaaab
 DATA actHardSigmoidValueTable<>+120(SB)/8, $0x3e2aaaab3e2aaaab
 GLOBL actHardSigmoidValueTable<>(SB), RODATA|NOPTR, $128
-
 TEXT ·actHardSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS actHardSigmoidValueTable<>+0(SB), Y14
 	VMAXPS Y2, Y14, Y2
@@ -17541,7 +18154,6 @@ TEXT ·actHardSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMINPS Y5, Y12, Y5
 	VMULPS Y11, Y5, Y5
 	RET
-
 DATA actHardSigmoidSlopeTable<>+0(SB)/8, $0xc0400000c0400000
 DATA actHardSigmoidSlopeTable<>+8(SB)/8, $0xc0400000c0400000
 DATA actHardSigmoidSlopeTable<>+16(SB)/8, $0xc0400000c0400000
@@ -17555,7 +18167,6 @@ DATA actHardSigmoidSlopeTable<>+72(SB)/8, $0x3e2aaaab3e2aaaab
 DATA actHardSigmoidSlopeTable<>+80(SB)/8, $0x3e2aaaab3e2aaaab
 DATA actHardSigmoidSlopeTable<>+88(SB)/8, $0x3e2aaaab3e2aaaab
 GLOBL actHardSigmoidSlopeTable<>(SB), RODATA|NOPTR, $96
-
 TEXT ·actHardSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS actHardSigmoidSlopeTable<>+0(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y6
@@ -17577,7 +18188,6 @@ TEXT ·actHardSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y12, Y6, Y6
 	VANDPS Y6, Y5, Y5
 	RET
-
 DATA actHardSwishValueTable<>+0(SB)/8, $0xc0400000c0400000
 DATA actHardSwishValueTable<>+8(SB)/8, $0xc0400000c0400000
 DATA actHardSwishValueTable<>+16(SB)/8, $0xc0400000c0400000
@@ -17595,7 +18205,6 @@ DATA actHardSwishValueTable<>+104(SB)/8, $0x3e2aaaab3e2aaaab
 DATA actHardSwishValueTable<>+112(SB)/8, $0x3e2aaaab3e2aaaab
 DATA actHardSwishValueTable<>+120(SB)/8, $0x3e2aaaab3e2aaaab
 GLOBL actHardSwishValueTable<>(SB), RODATA|NOPTR, $128
-
 TEXT ·actHardSwishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS actHardSwishValueTable<>+0(SB), Y14
 	VMAXPS Y2, Y14, Y2
@@ -17622,7 +18231,6 @@ TEXT ·actHardSwishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMULPS Y11, Y6, Y6
 	VMULPS Y5, Y6, Y5
 	RET
-
 DATA actHardSwishSlopeTable<>+0(SB)/8, $0x3eaaaaab3eaaaaab
 DATA actHardSwishSlopeTable<>+8(SB)/8, $0x3eaaaaab3eaaaaab
 DATA actHardSwishSlopeTable<>+16(SB)/8, $0x3eaaaaab3eaaaaab
@@ -17644,7 +18252,6 @@ DATA actHardSwishSlopeTable<>+136(SB)/8, $0xc0400000c0400000
 DATA actHardSwishSlopeTable<>+144(SB)/8, $0xc0400000c0400000
 DATA actHardSwishSlopeTable<>+152(SB)/8, $0xc0400000c0400000
 GLOBL actHardSwishSlopeTable<>(SB), RODATA|NOPTR, $160
-
 TEXT ·actHardSwishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS actHardSwishSlopeTable<>+0(SB), Y14
 	VMULPS Y14, Y2, Y6
@@ -17676,7 +18283,6 @@ TEXT ·actHardSwishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VCMPPS $0x12, Y5, Y10, Y5
 	VANDPS Y7, Y5, Y5
 	RET
-
 DATA actSigmoidValueTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actSigmoidValueTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actSigmoidValueTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -17814,7 +18420,6 @@ DATA actSigmoidValueTable<>+1064(SB)/8, $0x1f8000001f800000
 DATA actSigmoidValueTable<>+1072(SB)/8, $0x1f8000001f800000
 DATA actSigmoidValueTable<>+1080(SB)/8, $0x1f8000001f800000
 GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $1088
-
 TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
@@ -18190,7 +18795,6 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-
 DATA actSigmoidSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actSigmoidSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actSigmoidSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -18324,7 +18928,6 @@ DATA actSigmoidSlopeTable<>+1032(SB)/8, $0x1f8000001f800000
 DATA actSigmoidSlopeTable<>+1040(SB)/8, $0x1f8000001f800000
 DATA actSigmoidSlopeTable<>+1048(SB)/8, $0x1f8000001f800000
 GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $1056
-
 TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
@@ -18689,7 +19292,6 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-
 DATA actTanhValueTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actTanhValueTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actTanhValueTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -18751,7 +19353,6 @@ DATA actTanhValueTable<>+456(SB)/8, $0x8000000080000000
 DATA actTanhValueTable<>+464(SB)/8, $0x8000000080000000
 DATA actTanhValueTable<>+472(SB)/8, $0x8000000080000000
 GLOBL actTanhValueTable<>(SB), RODATA|NOPTR, $480
-
 TEXT ·actTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
@@ -18899,7 +19500,6 @@ TEXT ·actTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS actTanhValueTable<>+448(SB), Y9, Y9
 	VORPS Y9, Y13, Y5
 	RET
-
 DATA actTanhSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actTanhSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actTanhSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -19037,7 +19637,6 @@ DATA actTanhSlopeTable<>+1064(SB)/8, $0x2080000020800000
 DATA actTanhSlopeTable<>+1072(SB)/8, $0x2080000020800000
 DATA actTanhSlopeTable<>+1080(SB)/8, $0x2080000020800000
 GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $1088
-
 TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
@@ -19413,7 +20012,6 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-
 DATA actSiLUValueTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actSiLUValueTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actSiLUValueTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -19555,7 +20153,6 @@ DATA actSiLUValueTable<>+1096(SB)/8, $0x1f8000001f800000
 DATA actSiLUValueTable<>+1104(SB)/8, $0x1f8000001f800000
 DATA actSiLUValueTable<>+1112(SB)/8, $0x1f8000001f800000
 GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $1120
-
 TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
@@ -19938,7 +20535,6 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-
 DATA actSiLUSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actSiLUSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actSiLUSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -20080,7 +20676,6 @@ DATA actSiLUSlopeTable<>+1096(SB)/8, $0x9f8000009f800000
 DATA actSiLUSlopeTable<>+1104(SB)/8, $0x9f8000009f800000
 DATA actSiLUSlopeTable<>+1112(SB)/8, $0x9f8000009f800000
 GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $1120
-
 TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
@@ -20484,7 +21079,6 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-
 DATA actELUValueTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actELUValueTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actELUValueTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -20546,7 +21140,6 @@ DATA actELUValueTable<>+456(SB)/8, $0x8000000080000000
 DATA actELUValueTable<>+464(SB)/8, $0x8000000080000000
 DATA actELUValueTable<>+472(SB)/8, $0x8000000080000000
 GLOBL actELUValueTable<>(SB), RODATA|NOPTR, $480
-
 TEXT ·actELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
@@ -20702,7 +21295,6 @@ TEXT ·actELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VXORPS actELUValueTable<>+448(SB), Y13, Y13
 	VBLENDVPS Y9, Y13, Y9, Y5
 	RET
-
 DATA actELUSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actELUSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actELUSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -20800,7 +21392,6 @@ DATA actELUSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
 DATA actELUSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
 DATA actELUSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
 GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $768
-
 TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
@@ -21114,7 +21705,6 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-
 DATA actSoftplusValueTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actSoftplusValueTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actSoftplusValueTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -21248,7 +21838,6 @@ DATA actSoftplusValueTable<>+1032(SB)/8, $0x1f8000001f800000
 DATA actSoftplusValueTable<>+1040(SB)/8, $0x1f8000001f800000
 DATA actSoftplusValueTable<>+1048(SB)/8, $0x1f8000001f800000
 GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $1056
-
 TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
@@ -21619,7 +22208,6 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-
 DATA actMishValueTable<>+0(SB)/8, $0xbf000000bf000000
 DATA actMishValueTable<>+8(SB)/8, $0xbf000000bf000000
 DATA actMishValueTable<>+16(SB)/8, $0xbf000000bf000000
@@ -21717,7 +22305,6 @@ DATA actMishValueTable<>+744(SB)/8, $0x405f42bc28bd824e
 DATA actMishValueTable<>+752(SB)/8, $0x405f42bc28bd824e
 DATA actMishValueTable<>+760(SB)/8, $0x405f42bc28bd824e
 GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $768
-
 TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
@@ -22027,7 +22614,6 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-
 DATA actMishSlopeTable<>+0(SB)/8, $0xbf000000bf000000
 DATA actMishSlopeTable<>+8(SB)/8, $0xbf000000bf000000
 DATA actMishSlopeTable<>+16(SB)/8, $0xbf000000bf000000
@@ -22129,7 +22715,6 @@ DATA actMishSlopeTable<>+776(SB)/8, $0x4010000000000000
 DATA actMishSlopeTable<>+784(SB)/8, $0x4010000000000000
 DATA actMishSlopeTable<>+792(SB)/8, $0x4010000000000000
 GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $800
-
 TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
@@ -22450,7 +23035,6 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-
 DATA actGELUValueTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actGELUValueTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actGELUValueTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -22588,7 +23172,6 @@ DATA actGELUValueTable<>+1064(SB)/8, $0x405803a22e3cd11a
 DATA actGELUValueTable<>+1072(SB)/8, $0x405803a22e3cd11a
 DATA actGELUValueTable<>+1080(SB)/8, $0x405803a22e3cd11a
 GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $1088
-
 TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
@@ -22956,7 +23539,6 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-
 DATA actGELUSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actGELUSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actGELUSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -23102,7 +23684,6 @@ DATA actGELUSlopeTable<>+1128(SB)/8, $0x8000000080000000
 DATA actGELUSlopeTable<>+1136(SB)/8, $0x8000000080000000
 DATA actGELUSlopeTable<>+1144(SB)/8, $0x8000000080000000
 GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1152
-
 TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
@@ -23474,7 +24055,6 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-
 DATA actGELUTanhValueTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actGELUTanhValueTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actGELUTanhValueTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -23580,7 +24160,6 @@ DATA actGELUTanhValueTable<>+808(SB)/8, $0x405f42bc28bd824e
 DATA actGELUTanhValueTable<>+816(SB)/8, $0x405f42bc28bd824e
 DATA actGELUTanhValueTable<>+824(SB)/8, $0x405f42bc28bd824e
 GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $832
-
 TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
@@ -23912,7 +24491,6 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-
 DATA actGELUTanhSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actGELUTanhSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actGELUTanhSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -24030,7 +24608,6 @@ DATA actGELUTanhSlopeTable<>+904(SB)/8, $0x3ff9884533d43651
 DATA actGELUTanhSlopeTable<>+912(SB)/8, $0x3ff9884533d43651
 DATA actGELUTanhSlopeTable<>+920(SB)/8, $0x3ff9884533d43651
 GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $928
-
 TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
@@ -24374,8 +24951,6 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-
-
 DATA simdActivationTable<>+0(SB)/8, $·absent<>(SB)
 DATA simdActivationTable<>+8(SB)/8, $·absent<>(SB)
 DATA simdActivationTable<>+16(SB)/8, $·absent<>(SB)
@@ -24405,7 +24980,6 @@ DATA simdActivationTable<>+200(SB)/8, $·actGELUSlope<>(SB)
 DATA simdActivationTable<>+208(SB)/8, $·actGELUTanhValue<>(SB)
 DATA simdActivationTable<>+216(SB)/8, $·actGELUTanhSlope<>(SB)
 GLOBL simdActivationTable<>(SB), RODATA|NOPTR, $224
-
 // func simdActivation(id int) uintptr
 TEXT ·simdActivation(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ id+0(FP), AX
@@ -24417,12 +24991,10 @@ TEXT ·simdActivation(SB), NOSPLIT|NOFRAME, $0-16
 	RET
 none:
 	UNDEF
-
 // func simdFence()
 TEXT ·simdFence(SB), NOSPLIT, $0-0
 	SFENCE
 	RET
-
 // In place of kernels that don't exist.
 TEXT ·absent<>(SB), NOSPLIT|NOFRAME, $0-0
 	UNDEF

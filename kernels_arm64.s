@@ -161,7 +161,6 @@ GLOBL maskTable<>(SB), RODATA|NOPTR, $64
 
 // FADDP x0.D2, d0.D2, d0.D2
 #define ADDPAIR(x, d) WORD $(0x6e60d400|(2*x)<<16|(2*d)<<5|(2*d))
-
 // func momentsRows(id int, a *kernelArgs)
 TEXT ·momentsRows<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -665,7 +664,6 @@ save23:
 	MOVD R2, kernelArgs_accAt(R23)
 	RET
 	RET
-
 // func momentsCols(id int, a *kernelArgs)
 TEXT ·momentsCols<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -821,7 +819,6 @@ next10:
 	BGE row7
 done3:
 	RET
-
 // func normalizeRowsIdentity(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -989,7 +986,6 @@ save8:
 	MOVD R2, kernelArgs_coefAt(R23)
 	RET
 	RET
-
 // func normalizeRowsIdentityResidual(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentityResidual<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -1178,7 +1174,6 @@ save8:
 	MOVD R3, kernelArgs_coefAt(R23)
 	RET
 	RET
-
 // func normalizeRowsReLU(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLU<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -1360,7 +1355,6 @@ save8:
 	MOVD R2, kernelArgs_coefAt(R23)
 	RET
 	RET
-
 // func normalizeRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -1563,7 +1557,6 @@ save8:
 	MOVD R3, kernelArgs_coefAt(R23)
 	RET
 	RET
-
 // func normalizeRowsCalled(id int, a *kernelArgs)
 TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $432-16
 	MOVD $area-416(SP), R23
@@ -1786,7 +1779,6 @@ save8:
 	MOVD R4, kernelArgs_coefAt(R24)
 	RET
 	RET
-
 // func normalizeColsIdentity(id int, a *kernelArgs)
 TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -1944,7 +1936,6 @@ next10:
 	BGE row7
 done3:
 	RET
-
 // func normalizeColsIdentityResidual(id int, a *kernelArgs)
 TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -2138,7 +2129,6 @@ next10:
 	BGE row7
 done3:
 	RET
-
 // func normalizeColsReLU(id int, a *kernelArgs)
 TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -2316,7 +2306,6 @@ next10:
 	BGE row7
 done3:
 	RET
-
 // func normalizeColsReLUResidual(id int, a *kernelArgs)
 TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -2530,7 +2519,6 @@ next10:
 	BGE row7
 done3:
 	RET
-
 // func normalizeColsCalled(id int, a *kernelArgs)
 TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $432-16
 	MOVD $area-416(SP), R23
@@ -2805,7 +2793,6 @@ next12:
 	BGE row9
 done3:
 	RET
-
 // func gradSumsRowsIdentity(id int, a *kernelArgs)
 TEXT ·gradSumsRowsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -3363,7 +3350,6 @@ save23:
 	MOVD R3, kernelArgs_accAt(R23)
 	RET
 	RET
-
 // func gradSumsRowsReLU(id int, a *kernelArgs)
 TEXT ·gradSumsRowsReLU<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -4023,7 +4009,6 @@ save23:
 	MOVD R3, kernelArgs_accAt(R23)
 	RET
 	RET
-
 // func gradSumsRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·gradSumsRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -4759,7 +4744,6 @@ save23:
 	MOVD R4, kernelArgs_accAt(R23)
 	RET
 	RET
-
 // func gradSumsRowsCalled(id int, a *kernelArgs)
 TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $432-16
 	MOVD $area-416(SP), R23
@@ -5679,7 +5663,6 @@ save31:
 	MOVD R7, kernelArgs_accAt(R24)
 	RET
 	RET
-
 // func gradSumsColsIdentity(id int, a *kernelArgs)
 TEXT ·gradSumsColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -5865,7 +5848,6 @@ next10:
 	BGE row7
 done3:
 	RET
-
 // func gradSumsColsReLU(id int, a *kernelArgs)
 TEXT ·gradSumsColsReLU<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -6099,7 +6081,6 @@ next10:
 	BGE row7
 done3:
 	RET
-
 // func gradSumsColsReLUResidual(id int, a *kernelArgs)
 TEXT ·gradSumsColsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -6373,7 +6354,6 @@ next10:
 	BGE row7
 done3:
 	RET
-
 // func gradSumsColsCalled(id int, a *kernelArgs)
 TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $432-16
 	MOVD $area-416(SP), R23
@@ -6730,7 +6710,6 @@ next15:
 	BGE row12
 done3:
 	RET
-
 // func inputGradRowsIdentity(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -6933,7 +6912,6 @@ save8:
 	MOVD R3, kernelArgs_coefAt(R23)
 	RET
 	RET
-
 // func inputGradRowsIdentityDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -7150,7 +7128,6 @@ save8:
 	MOVD R4, kernelArgs_coefAt(R23)
 	RET
 	RET
-
 // func inputGradRowsReLU(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLU<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -7388,7 +7365,6 @@ save8:
 	MOVD R3, kernelArgs_coefAt(R23)
 	RET
 	RET
-
 // func inputGradRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -7647,7 +7623,6 @@ save8:
 	MOVD R4, kernelArgs_coefAt(R23)
 	RET
 	RET
-
 // func inputGradRowsReLUDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUDResidual<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -7899,7 +7874,6 @@ save8:
 	MOVD R4, kernelArgs_coefAt(R23)
 	RET
 	RET
-
 // func inputGradRowsReLUResidualDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -8172,7 +8146,6 @@ save8:
 	MOVD R5, kernelArgs_coefAt(R23)
 	RET
 	RET
-
 // func inputGradRowsCalled(id int, a *kernelArgs)
 TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $432-16
 	MOVD $area-416(SP), R23
@@ -8509,7 +8482,6 @@ save8:
 	MOVD R7, kernelArgs_coefAt(R24)
 	RET
 	RET
-
 // func inputGradColsIdentity(id int, a *kernelArgs)
 TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -8717,7 +8689,6 @@ next10:
 	BGE row7
 done3:
 	RET
-
 // func inputGradColsIdentityDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -8951,7 +8922,6 @@ next10:
 	BGE row7
 done3:
 	RET
-
 // func inputGradColsReLU(id int, a *kernelArgs)
 TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -9203,7 +9173,6 @@ next10:
 	BGE row7
 done3:
 	RET
-
 // func inputGradColsReLUResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -9491,7 +9460,6 @@ next10:
 	BGE row7
 done3:
 	RET
-
 // func inputGradColsReLUDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -9769,7 +9737,6 @@ next10:
 	BGE row7
 done3:
 	RET
-
 // func inputGradColsReLUResidualDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -10083,7 +10050,6 @@ next10:
 	BGE row7
 done3:
 	RET
-
 // func inputGradColsCalled(id int, a *kernelArgs)
 TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $432-16
 	MOVD $area-416(SP), R23
@@ -10567,7 +10533,6 @@ next14:
 	BGE row11
 done3:
 	RET
-
 // func largestCols(id int, a *kernelArgs)
 TEXT ·largestCols<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -10694,39 +10659,41 @@ next10:
 	BGE row7
 done3:
 	RET
-
-// func scaleCols(id int, a *kernelArgs)
-TEXT ·scaleCols<>(SB), NOSPLIT, $0-16
+// func scaleColsIdentity(id int, a *kernelArgs)
+TEXT ·scaleColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
 	MOVD kernelArgs_coefStep(R23), R1
 	MOVD kernelArgs_factorStep(R23), R3
 	LSL $2, R1
 	LSL $3, R3
-	MOVD kernelArgs_x(R23), R5
-	MOVD kernelArgs_stride(R23), R6
-	MOVD kernelArgs_y(R23), R7
-	MOVD kernelArgs_strideY(R23), R8
-	MOVD kernelArgs_n(R23), R4
-	ANDS $-8, R4
-	SUB R4, R6
-	LSL $2, R6
-	SUB R4, R8
-	LSL $2, R8
-	MOVD kernelArgs_n(R23), R4
-	ANDS $7, R4
-	MOVD R4, R25
+	MOVD kernelArgs_fetch(R23), R4
+	MOVD kernelArgs_x(R23), R6
+	MOVD kernelArgs_stride(R23), R7
+	MOVD kernelArgs_y(R23), R8
+	MOVD kernelArgs_strideY(R23), R9
+	MOVD kernelArgs_n(R23), R5
+	ANDS $-8, R5
+	SUB R5, R7
+	LSL $2, R7
+	SUB R5, R9
+	LSL $2, R9
+	MOVD kernelArgs_n(R23), R5
+	ANDS $7, R5
+	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
 row1:
 	MOVD kernelArgs_coef(R23), R0
 	MOVD kernelArgs_factors(R23), R2
-	MOVD kernelArgs_n(R23), R4
-	SUBS $8, R4
+	MOVD kernelArgs_n(R23), R5
+	SUBS $8, R5
 	BLT tail3
 column2:
+	ADD R4<<0, R6, R24
+	PRFM (R24), PLDL1KEEP
 	FLDPQ (R0), (F6, F7)
-	FLDPQ (R5), (F4, F5)
+	FLDPQ (R6), (F4, F5)
 	FADD8(2, 3, 3)
 	WIDEN(3, 0, 1)
 	FLDPQ (R2), (F4, F5)
@@ -10736,18 +10703,18 @@ column2:
 	NARROW(0, 1, 3)
 	FLDPQ 64(R0), (F4, F5)
 	FADD8(2, 3, 3)
-	FSTPQ (F6, F7), (R7)
-	ADD $32, R5
-	ADD $32, R7
+	FSTPQ (F6, F7), (R8)
+	ADD $32, R6
+	ADD $32, R8
 	ADD R1, R0
 	ADD R3, R2
-	SUBS $8, R4
+	SUBS $8, R5
 	BGE column2
 tail3:
-	ANDS $7, R4
+	ANDS $7, R5
 	BEQ next4
 	FLDPQ (R0), (F6, F7)
-	TAIL(·loadTail2<>, 0, R5)
+	TAIL(·loadTail2<>, 0, R6)
 	FADD8(2, 3, 3)
 	WIDEN(3, 0, 1)
 	FLDPQ (R2), (F4, F5)
@@ -10757,17 +10724,95 @@ tail3:
 	NARROW(0, 1, 3)
 	FLDPQ 64(R0), (F4, F5)
 	FADD8(2, 3, 3)
-	TAIL(·storeTail3<>, 0, R7)
+	TAIL(·storeTail3<>, 0, R8)
 next4:
-	ADD R6, R5
-	ADD R8, R7
-	MOVD $1, R4
+	ADD R7, R6
+	ADD R9, R8
+	MOVD $1, R5
 	MOVD kernelArgs_rows(R23), R0
-	SUBS R4, R0
+	SUBS R5, R0
 	MOVD R0, kernelArgs_rows(R23)
 	BNE row1
 	RET
-
+// func scaleColsReLU(id int, a *kernelArgs)
+TEXT ·scaleColsReLU<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_coefStep(R23), R1
+	MOVD kernelArgs_factorStep(R23), R3
+	LSL $2, R1
+	LSL $3, R3
+	MOVD kernelArgs_fetch(R23), R4
+	MOVD kernelArgs_x(R23), R6
+	MOVD kernelArgs_stride(R23), R7
+	MOVD kernelArgs_y(R23), R8
+	MOVD kernelArgs_strideY(R23), R9
+	MOVD kernelArgs_n(R23), R5
+	ANDS $-8, R5
+	SUB R5, R7
+	LSL $2, R7
+	SUB R5, R9
+	LSL $2, R9
+	MOVD kernelArgs_n(R23), R5
+	ANDS $7, R5
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+row1:
+	MOVD kernelArgs_coef(R23), R0
+	MOVD kernelArgs_factors(R23), R2
+	MOVD kernelArgs_n(R23), R5
+	SUBS $8, R5
+	BLT tail3
+column2:
+	ADD R4<<0, R6, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	FLDPQ (R6), (F4, F5)
+	FADD8(2, 3, 3)
+	WIDEN(3, 0, 1)
+	FLDPQ (R2), (F4, F5)
+	FMUL4D(2, 0, 0)
+	FLDPQ 32(R2), (F4, F5)
+	FMUL4D(2, 1, 1)
+	NARROW(0, 1, 3)
+	FLDPQ 64(R0), (F4, F5)
+	FADD8(2, 3, 3)
+	FCMLEZERO8(3, 4)
+	BIC8(4, 3, 3)
+	FSTPQ (F6, F7), (R8)
+	ADD $32, R6
+	ADD $32, R8
+	ADD R1, R0
+	ADD R3, R2
+	SUBS $8, R5
+	BGE column2
+tail3:
+	ANDS $7, R5
+	BEQ next4
+	FLDPQ (R0), (F6, F7)
+	TAIL(·loadTail2<>, 0, R6)
+	FADD8(2, 3, 3)
+	WIDEN(3, 0, 1)
+	FLDPQ (R2), (F4, F5)
+	FMUL4D(2, 0, 0)
+	FLDPQ 32(R2), (F4, F5)
+	FMUL4D(2, 1, 1)
+	NARROW(0, 1, 3)
+	FLDPQ 64(R0), (F4, F5)
+	FADD8(2, 3, 3)
+	FCMLEZERO8(3, 4)
+	BIC8(4, 3, 3)
+	TAIL(·storeTail3<>, 0, R8)
+next4:
+	ADD R7, R6
+	ADD R9, R8
+	MOVD $1, R5
+	MOVD kernelArgs_rows(R23), R0
+	SUBS R5, R0
+	MOVD R0, kernelArgs_rows(R23)
+	BNE row1
+	RET
 // func timesCols(id int, a *kernelArgs)
 TEXT ·timesCols<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -10822,9 +10867,645 @@ next4:
 	MOVD R1, kernelArgs_rows(R23)
 	BNE row1
 	RET
-
-// func gateCols(id int, a *kernelArgs)
-TEXT ·gateCols<>(SB), NOSPLIT, $0-16
+// func gradSums64ColsIdentity(id int, a *kernelArgs)
+TEXT ·gradSums64ColsIdentity<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_n(R23), R1
+	ANDS $7, R1
+	MOVD R1, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	MOVD kernelArgs_fetch(R23), R5
+	MOVD kernelArgs_stride(R23), R7
+	MOVD kernelArgs_strideDY(R23), R9
+	LSL $2, R7
+	LSL $2, R9
+	MOVD kernelArgs_records(R23), R0
+	MOVD kernelArgs_sums(R23), R2
+	MOVD $0, R4
+	MOVD kernelArgs_n(R23), R1
+	SUBS $8, R1
+	BLT tail2
+column1:
+	FLDPQ 320(R0), (F0, F1)
+	FLDPQ (R2), (F14, F15)
+	FLDPQ 64(R2), (F18, F19)
+	FLDPQ 32(R2), (F16, F17)
+	FLDPQ 96(R2), (F20, F21)
+	MOVD kernelArgs_x(R23), R6
+	ADD R4, R6
+	MOVD kernelArgs_dy(R23), R8
+	ADD R4, R8
+	MOVD kernelArgs_rows(R23), R3
+row4:
+	ADD R5<<0, R6, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R5<<0, R8, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R6), (F4, F5)
+	FADD8(2, 0, 1)
+	WIDEN(1, 3, 4)
+	FLDPQ (R8), (F12, F13)
+	WIDEN(6, 5, 6)
+	FADD4D(5, 7, 7)
+	FMUL4D(5, 3, 3)
+	FADD4D(3, 9, 9)
+	FADD4D(6, 8, 8)
+	FMUL4D(6, 4, 4)
+	FADD4D(4, 10, 10)
+	ADD R7, R6
+	ADD R9, R8
+	SUBS $1, R3
+	BNE row4
+	FSTPQ (F14, F15), (R2)
+	FSTPQ (F18, F19), 64(R2)
+	FSTPQ (F16, F17), 32(R2)
+	FSTPQ (F20, F21), 96(R2)
+	ADD $32, R4
+	ADD $128, R2
+	MOVD kernelArgs_recordStep(R23), R3
+	ADD R3, R0
+	SUBS $8, R1
+	BGE column1
+tail2:
+	ANDS $7, R1
+	BEQ done3
+	FLDPQ 320(R0), (F0, F1)
+	FLDPQ (R2), (F14, F15)
+	FLDPQ 64(R2), (F18, F19)
+	FLDPQ 32(R2), (F16, F17)
+	FLDPQ 96(R2), (F20, F21)
+	MOVD kernelArgs_x(R23), R6
+	ADD R4, R6
+	MOVD kernelArgs_dy(R23), R8
+	ADD R4, R8
+	MOVD kernelArgs_rows(R23), R3
+row5:
+	TAIL(·loadTail2<>, 0, R6)
+	FADD8(2, 0, 1)
+	WIDEN(1, 3, 4)
+	TAIL(·loadTail2<>, 0, R8)
+	WIDEN(2, 5, 6)
+	FADD4D(5, 7, 7)
+	FMUL4D(5, 3, 3)
+	FADD4D(3, 9, 9)
+	FADD4D(6, 8, 8)
+	FMUL4D(6, 4, 4)
+	FADD4D(4, 10, 10)
+	ADD R7, R6
+	ADD R9, R8
+	SUBS $1, R3
+	BNE row5
+	FSTPQ (F14, F15), (R2)
+	FSTPQ (F18, F19), 64(R2)
+	FSTPQ (F16, F17), 32(R2)
+	FSTPQ (F20, F21), 96(R2)
+done3:
+	RET
+// func gradSums64ColsIdentityResidual(id int, a *kernelArgs)
+TEXT ·gradSums64ColsIdentityResidual<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_n(R23), R1
+	ANDS $7, R1
+	MOVD R1, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	MOVD kernelArgs_fetch(R23), R5
+	MOVD kernelArgs_stride(R23), R7
+	MOVD kernelArgs_strideDY(R23), R9
+	MOVD kernelArgs_strideRes(R23), R11
+	LSL $2, R7
+	LSL $2, R9
+	LSL $2, R11
+	MOVD kernelArgs_records(R23), R0
+	MOVD kernelArgs_sums(R23), R2
+	MOVD $0, R4
+	MOVD kernelArgs_n(R23), R1
+	SUBS $8, R1
+	BLT tail2
+column1:
+	FLDPQ 320(R0), (F0, F1)
+	FLDPQ (R2), (F18, F19)
+	FLDPQ 64(R2), (F22, F23)
+	FLDPQ 32(R2), (F20, F21)
+	FLDPQ 96(R2), (F24, F25)
+	MOVD kernelArgs_x(R23), R6
+	ADD R4, R6
+	MOVD kernelArgs_dy(R23), R8
+	ADD R4, R8
+	MOVD kernelArgs_res(R23), R10
+	ADD R4, R10
+	MOVD kernelArgs_rows(R23), R3
+row4:
+	ADD R5<<0, R6, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R5<<0, R8, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R6), (F4, F5)
+	FADD8(2, 0, 1)
+	WIDEN(1, 3, 4)
+	FLDPQ (R8), (F12, F13)
+	WIDEN(6, 5, 6)
+	FLDPQ (R10), (F16, F17)
+	WIDEN(8, 7, 8)
+	FMUL4D(7, 5, 5)
+	FMUL4D(8, 6, 6)
+	FADD4D(5, 9, 9)
+	FMUL4D(5, 3, 3)
+	FADD4D(3, 11, 11)
+	FADD4D(6, 10, 10)
+	FMUL4D(6, 4, 4)
+	FADD4D(4, 12, 12)
+	ADD R7, R6
+	ADD R9, R8
+	ADD R11, R10
+	SUBS $1, R3
+	BNE row4
+	FSTPQ (F18, F19), (R2)
+	FSTPQ (F22, F23), 64(R2)
+	FSTPQ (F20, F21), 32(R2)
+	FSTPQ (F24, F25), 96(R2)
+	ADD $32, R4
+	ADD $128, R2
+	MOVD kernelArgs_recordStep(R23), R3
+	ADD R3, R0
+	SUBS $8, R1
+	BGE column1
+tail2:
+	ANDS $7, R1
+	BEQ done3
+	FLDPQ 320(R0), (F0, F1)
+	FLDPQ (R2), (F18, F19)
+	FLDPQ 64(R2), (F22, F23)
+	FLDPQ 32(R2), (F20, F21)
+	FLDPQ 96(R2), (F24, F25)
+	MOVD kernelArgs_x(R23), R6
+	ADD R4, R6
+	MOVD kernelArgs_dy(R23), R8
+	ADD R4, R8
+	MOVD kernelArgs_res(R23), R10
+	ADD R4, R10
+	MOVD kernelArgs_rows(R23), R3
+row5:
+	TAIL(·loadTail2<>, 0, R6)
+	FADD8(2, 0, 1)
+	WIDEN(1, 3, 4)
+	TAIL(·loadTail2<>, 0, R8)
+	WIDEN(2, 5, 6)
+	TAIL(·loadTail2<>, 0, R10)
+	WIDEN(2, 7, 8)
+	FMUL4D(7, 5, 5)
+	FMUL4D(8, 6, 6)
+	FADD4D(5, 9, 9)
+	FMUL4D(5, 3, 3)
+	FADD4D(3, 11, 11)
+	FADD4D(6, 10, 10)
+	FMUL4D(6, 4, 4)
+	FADD4D(4, 12, 12)
+	ADD R7, R6
+	ADD R9, R8
+	ADD R11, R10
+	SUBS $1, R3
+	BNE row5
+	FSTPQ (F18, F19), (R2)
+	FSTPQ (F22, F23), 64(R2)
+	FSTPQ (F20, F21), 32(R2)
+	FSTPQ (F24, F25), 96(R2)
+done3:
+	RET
+// func gradSums64ColsReLU(id int, a *kernelArgs)
+TEXT ·gradSums64ColsReLU<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_n(R23), R1
+	ANDS $7, R1
+	MOVD R1, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	MOVD kernelArgs_fetch(R23), R5
+	MOVD kernelArgs_stride(R23), R7
+	MOVD kernelArgs_strideDY(R23), R9
+	LSL $2, R7
+	LSL $2, R9
+	MOVD kernelArgs_records(R23), R0
+	MOVD kernelArgs_sums(R23), R2
+	MOVD $0, R4
+	MOVD kernelArgs_n(R23), R1
+	SUBS $8, R1
+	BLT tail2
+column1:
+	FLDPQ 320(R0), (F0, F1)
+	FLDPQ (R2), (F14, F15)
+	FLDPQ 64(R2), (F18, F19)
+	FLDPQ (R0), (F22, F23)
+	FLDPQ 64(R0), (F26, F27)
+	FLDPQ 32(R2), (F16, F17)
+	FLDPQ 96(R2), (F20, F21)
+	FLDPQ 32(R0), (F24, F25)
+	FLDPQ 96(R0), (F28, F29)
+	MOVD kernelArgs_x(R23), R6
+	ADD R4, R6
+	MOVD kernelArgs_dy(R23), R8
+	ADD R4, R8
+	MOVD kernelArgs_rows(R23), R3
+row4:
+	ADD R5<<0, R6, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R5<<0, R8, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R6), (F4, F5)
+	FADD8(2, 0, 1)
+	WIDEN(1, 3, 4)
+	FLDPQ (R8), (F12, F13)
+	WIDEN(6, 5, 6)
+	FMUL4D(11, 3, 2)
+	FCMGE4D(13, 2, 2)
+	AND8(2, 5, 5)
+	FMUL4D(12, 4, 2)
+	FCMGE4D(14, 2, 2)
+	AND8(2, 6, 6)
+	FADD4D(5, 7, 7)
+	FMUL4D(5, 3, 3)
+	FADD4D(3, 9, 9)
+	FADD4D(6, 8, 8)
+	FMUL4D(6, 4, 4)
+	FADD4D(4, 10, 10)
+	ADD R7, R6
+	ADD R9, R8
+	SUBS $1, R3
+	BNE row4
+	FSTPQ (F14, F15), (R2)
+	FSTPQ (F18, F19), 64(R2)
+	FSTPQ (F16, F17), 32(R2)
+	FSTPQ (F20, F21), 96(R2)
+	ADD $32, R4
+	ADD $128, R2
+	MOVD kernelArgs_recordStep(R23), R3
+	ADD R3, R0
+	SUBS $8, R1
+	BGE column1
+tail2:
+	ANDS $7, R1
+	BEQ done3
+	FLDPQ 320(R0), (F0, F1)
+	FLDPQ (R2), (F14, F15)
+	FLDPQ 64(R2), (F18, F19)
+	FLDPQ (R0), (F22, F23)
+	FLDPQ 64(R0), (F26, F27)
+	FLDPQ 32(R2), (F16, F17)
+	FLDPQ 96(R2), (F20, F21)
+	FLDPQ 32(R0), (F24, F25)
+	FLDPQ 96(R0), (F28, F29)
+	MOVD kernelArgs_x(R23), R6
+	ADD R4, R6
+	MOVD kernelArgs_dy(R23), R8
+	ADD R4, R8
+	MOVD kernelArgs_rows(R23), R3
+row5:
+	TAIL(·loadTail2<>, 0, R6)
+	FADD8(2, 0, 1)
+	WIDEN(1, 3, 4)
+	TAIL(·loadTail2<>, 0, R8)
+	WIDEN(2, 5, 6)
+	FMUL4D(11, 3, 2)
+	FCMGE4D(13, 2, 2)
+	AND8(2, 5, 5)
+	FMUL4D(12, 4, 2)
+	FCMGE4D(14, 2, 2)
+	AND8(2, 6, 6)
+	FADD4D(5, 7, 7)
+	FMUL4D(5, 3, 3)
+	FADD4D(3, 9, 9)
+	FADD4D(6, 8, 8)
+	FMUL4D(6, 4, 4)
+	FADD4D(4, 10, 10)
+	ADD R7, R6
+	ADD R9, R8
+	SUBS $1, R3
+	BNE row5
+	FSTPQ (F14, F15), (R2)
+	FSTPQ (F18, F19), 64(R2)
+	FSTPQ (F16, F17), 32(R2)
+	FSTPQ (F20, F21), 96(R2)
+done3:
+	RET
+// func inputGrad64ColsIdentity(id int, a *kernelArgs)
+TEXT ·inputGrad64ColsIdentity<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_recordStep(R23), R1
+	MOVD kernelArgs_x(R23), R3
+	MOVD kernelArgs_stride(R23), R4
+	MOVD kernelArgs_dy(R23), R5
+	MOVD kernelArgs_strideDY(R23), R6
+	MOVD kernelArgs_y(R23), R7
+	MOVD kernelArgs_strideY(R23), R8
+	MOVD kernelArgs_n(R23), R2
+	ANDS $-8, R2
+	SUB R2, R4
+	LSL $2, R4
+	SUB R2, R6
+	LSL $2, R6
+	SUB R2, R8
+	LSL $2, R8
+	MOVD kernelArgs_n(R23), R2
+	ANDS $7, R2
+	MOVD R2, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+row1:
+	MOVD kernelArgs_records(R23), R0
+	MOVD kernelArgs_n(R23), R2
+	SUBS $8, R2
+	BLT tail3
+column2:
+	FLDPQ 320(R0), (F0, F1)
+	FLDPQ (R3), (F4, F5)
+	FADD8(2, 0, 1)
+	WIDEN(1, 3, 4)
+	FLDPQ (R5), (F12, F13)
+	WIDEN(6, 5, 6)
+	FLDPQ 128(R0), (F0, F1)
+	FSUB4D(0, 5, 5)
+	FLDPQ 192(R0), (F0, F1)
+	FMUL4D(0, 3, 3)
+	FSUB4D(3, 5, 5)
+	FLDPQ 256(R0), (F0, F1)
+	FMUL4D(0, 5, 5)
+	FLDPQ 160(R0), (F0, F1)
+	FSUB4D(0, 6, 6)
+	FLDPQ 224(R0), (F0, F1)
+	FMUL4D(0, 4, 4)
+	FSUB4D(4, 6, 6)
+	FLDPQ 288(R0), (F0, F1)
+	FMUL4D(0, 6, 6)
+	NARROW(5, 6, 1)
+	FSTPQ (F2, F3), (R7)
+	ADD $32, R3
+	ADD $32, R5
+	ADD $32, R7
+	ADD R1, R0
+	SUBS $8, R2
+	BGE column2
+tail3:
+	ANDS $7, R2
+	BEQ next4
+	FLDPQ 320(R0), (F0, F1)
+	TAIL(·loadTail2<>, 0, R3)
+	FADD8(2, 0, 1)
+	WIDEN(1, 3, 4)
+	TAIL(·loadTail2<>, 0, R5)
+	WIDEN(2, 5, 6)
+	FLDPQ 128(R0), (F0, F1)
+	FSUB4D(0, 5, 5)
+	FLDPQ 192(R0), (F0, F1)
+	FMUL4D(0, 3, 3)
+	FSUB4D(3, 5, 5)
+	FLDPQ 256(R0), (F0, F1)
+	FMUL4D(0, 5, 5)
+	FLDPQ 160(R0), (F0, F1)
+	FSUB4D(0, 6, 6)
+	FLDPQ 224(R0), (F0, F1)
+	FMUL4D(0, 4, 4)
+	FSUB4D(4, 6, 6)
+	FLDPQ 288(R0), (F0, F1)
+	FMUL4D(0, 6, 6)
+	NARROW(5, 6, 1)
+	TAIL(·storeTail1<>, 0, R7)
+next4:
+	ADD R4, R3
+	ADD R6, R5
+	ADD R8, R7
+	MOVD $1, R2
+	MOVD kernelArgs_rows(R23), R0
+	SUBS R2, R0
+	MOVD R0, kernelArgs_rows(R23)
+	BNE row1
+	RET
+// func inputGrad64ColsIdentityResidual(id int, a *kernelArgs)
+TEXT ·inputGrad64ColsIdentityResidual<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_recordStep(R23), R1
+	MOVD kernelArgs_x(R23), R3
+	MOVD kernelArgs_stride(R23), R4
+	MOVD kernelArgs_dy(R23), R5
+	MOVD kernelArgs_strideDY(R23), R6
+	MOVD kernelArgs_res(R23), R7
+	MOVD kernelArgs_strideRes(R23), R8
+	MOVD kernelArgs_y(R23), R9
+	MOVD kernelArgs_strideY(R23), R10
+	MOVD kernelArgs_n(R23), R2
+	ANDS $-8, R2
+	SUB R2, R4
+	LSL $2, R4
+	SUB R2, R6
+	LSL $2, R6
+	SUB R2, R8
+	LSL $2, R8
+	SUB R2, R10
+	LSL $2, R10
+	MOVD kernelArgs_n(R23), R2
+	ANDS $7, R2
+	MOVD R2, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+row1:
+	MOVD kernelArgs_records(R23), R0
+	MOVD kernelArgs_n(R23), R2
+	SUBS $8, R2
+	BLT tail3
+column2:
+	FLDPQ 320(R0), (F0, F1)
+	FLDPQ (R3), (F4, F5)
+	FADD8(2, 0, 1)
+	WIDEN(1, 3, 4)
+	FLDPQ (R5), (F12, F13)
+	WIDEN(6, 5, 6)
+	FLDPQ (R7), (F16, F17)
+	WIDEN(8, 7, 8)
+	FMUL4D(7, 5, 5)
+	FMUL4D(8, 6, 6)
+	FLDPQ 128(R0), (F0, F1)
+	FSUB4D(0, 5, 5)
+	FLDPQ 192(R0), (F0, F1)
+	FMUL4D(0, 3, 3)
+	FSUB4D(3, 5, 5)
+	FLDPQ 256(R0), (F0, F1)
+	FMUL4D(0, 5, 5)
+	FLDPQ 160(R0), (F0, F1)
+	FSUB4D(0, 6, 6)
+	FLDPQ 224(R0), (F0, F1)
+	FMUL4D(0, 4, 4)
+	FSUB4D(4, 6, 6)
+	FLDPQ 288(R0), (F0, F1)
+	FMUL4D(0, 6, 6)
+	NARROW(5, 6, 1)
+	FSTPQ (F2, F3), (R9)
+	ADD $32, R3
+	ADD $32, R5
+	ADD $32, R7
+	ADD $32, R9
+	ADD R1, R0
+	SUBS $8, R2
+	BGE column2
+tail3:
+	ANDS $7, R2
+	BEQ next4
+	FLDPQ 320(R0), (F0, F1)
+	TAIL(·loadTail2<>, 0, R3)
+	FADD8(2, 0, 1)
+	WIDEN(1, 3, 4)
+	TAIL(·loadTail2<>, 0, R5)
+	WIDEN(2, 5, 6)
+	TAIL(·loadTail2<>, 0, R7)
+	WIDEN(2, 7, 8)
+	FMUL4D(7, 5, 5)
+	FMUL4D(8, 6, 6)
+	FLDPQ 128(R0), (F0, F1)
+	FSUB4D(0, 5, 5)
+	FLDPQ 192(R0), (F0, F1)
+	FMUL4D(0, 3, 3)
+	FSUB4D(3, 5, 5)
+	FLDPQ 256(R0), (F0, F1)
+	FMUL4D(0, 5, 5)
+	FLDPQ 160(R0), (F0, F1)
+	FSUB4D(0, 6, 6)
+	FLDPQ 224(R0), (F0, F1)
+	FMUL4D(0, 4, 4)
+	FSUB4D(4, 6, 6)
+	FLDPQ 288(R0), (F0, F1)
+	FMUL4D(0, 6, 6)
+	NARROW(5, 6, 1)
+	TAIL(·storeTail1<>, 0, R9)
+next4:
+	ADD R4, R3
+	ADD R6, R5
+	ADD R8, R7
+	ADD R10, R9
+	MOVD $1, R2
+	MOVD kernelArgs_rows(R23), R0
+	SUBS R2, R0
+	MOVD R0, kernelArgs_rows(R23)
+	BNE row1
+	RET
+// func inputGrad64ColsReLU(id int, a *kernelArgs)
+TEXT ·inputGrad64ColsReLU<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_recordStep(R23), R1
+	MOVD kernelArgs_x(R23), R3
+	MOVD kernelArgs_stride(R23), R4
+	MOVD kernelArgs_dy(R23), R5
+	MOVD kernelArgs_strideDY(R23), R6
+	MOVD kernelArgs_y(R23), R7
+	MOVD kernelArgs_strideY(R23), R8
+	MOVD kernelArgs_n(R23), R2
+	ANDS $-8, R2
+	SUB R2, R4
+	LSL $2, R4
+	SUB R2, R6
+	LSL $2, R6
+	SUB R2, R8
+	LSL $2, R8
+	MOVD kernelArgs_n(R23), R2
+	ANDS $7, R2
+	MOVD R2, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+row1:
+	MOVD kernelArgs_records(R23), R0
+	MOVD kernelArgs_n(R23), R2
+	SUBS $8, R2
+	BLT tail3
+column2:
+	FLDPQ 320(R0), (F0, F1)
+	FLDPQ (R3), (F4, F5)
+	FADD8(2, 0, 1)
+	WIDEN(1, 3, 4)
+	FLDPQ (R5), (F12, F13)
+	WIDEN(6, 5, 6)
+	FLDPQ (R0), (F0, F1)
+	FMUL4D(0, 3, 2)
+	FLDPQ 64(R0), (F0, F1)
+	FCMGE4D(0, 2, 2)
+	AND8(2, 5, 5)
+	FLDPQ 32(R0), (F0, F1)
+	FMUL4D(0, 4, 2)
+	FLDPQ 96(R0), (F0, F1)
+	FCMGE4D(0, 2, 2)
+	AND8(2, 6, 6)
+	FLDPQ 128(R0), (F0, F1)
+	FSUB4D(0, 5, 5)
+	FLDPQ 192(R0), (F0, F1)
+	FMUL4D(0, 3, 3)
+	FSUB4D(3, 5, 5)
+	FLDPQ 256(R0), (F0, F1)
+	FMUL4D(0, 5, 5)
+	FLDPQ 160(R0), (F0, F1)
+	FSUB4D(0, 6, 6)
+	FLDPQ 224(R0), (F0, F1)
+	FMUL4D(0, 4, 4)
+	FSUB4D(4, 6, 6)
+	FLDPQ 288(R0), (F0, F1)
+	FMUL4D(0, 6, 6)
+	NARROW(5, 6, 1)
+	FSTPQ (F2, F3), (R7)
+	ADD $32, R3
+	ADD $32, R5
+	ADD $32, R7
+	ADD R1, R0
+	SUBS $8, R2
+	BGE column2
+tail3:
+	ANDS $7, R2
+	BEQ next4
+	FLDPQ 320(R0), (F0, F1)
+	TAIL(·loadTail2<>, 0, R3)
+	FADD8(2, 0, 1)
+	WIDEN(1, 3, 4)
+	TAIL(·loadTail2<>, 0, R5)
+	WIDEN(2, 5, 6)
+	FLDPQ (R0), (F0, F1)
+	FMUL4D(0, 3, 2)
+	FLDPQ 64(R0), (F0, F1)
+	FCMGE4D(0, 2, 2)
+	AND8(2, 5, 5)
+	FLDPQ 32(R0), (F0, F1)
+	FMUL4D(0, 4, 2)
+	FLDPQ 96(R0), (F0, F1)
+	FCMGE4D(0, 2, 2)
+	AND8(2, 6, 6)
+	FLDPQ 128(R0), (F0, F1)
+	FSUB4D(0, 5, 5)
+	FLDPQ 192(R0), (F0, F1)
+	FMUL4D(0, 3, 3)
+	FSUB4D(3, 5, 5)
+	FLDPQ 256(R0), (F0, F1)
+	FMUL4D(0, 5, 5)
+	FLDPQ 160(R0), (F0, F1)
+	FSUB4D(0, 6, 6)
+	FLDPQ 224(R0), (F0, F1)
+	FMUL4D(0, 4, 4)
+	FSUB4D(4, 6, 6)
+	FLDPQ 288(R0), (F0, F1)
+	FMUL4D(0, 6, 6)
+	NARROW(5, 6, 1)
+	TAIL(·storeTail1<>, 0, R7)
+next4:
+	ADD R4, R3
+	ADD R6, R5
+	ADD R8, R7
+	MOVD $1, R2
+	MOVD kernelArgs_rows(R23), R0
+	SUBS R2, R0
+	MOVD R0, kernelArgs_rows(R23)
+	BNE row1
+	RET
+// func chooseCols(id int, a *kernelArgs)
+TEXT ·chooseCols<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
 	MOVD kernelArgs_coefStep(R23), R1
 	MOVD kernelArgs_factorStep(R23), R3
@@ -10857,21 +11538,13 @@ row1:
 	SUBS $8, R4
 	BLT tail3
 column2:
-	FLDPQ (R0), (F6, F7)
-	FLDPQ (R5), (F4, F5)
-	FADD8(2, 3, 3)
-	WIDEN(3, 0, 1)
-	FLDPQ (R2), (F4, F5)
-	FMUL4D(2, 0, 0)
-	FLDPQ 32(R2), (F4, F5)
-	FMUL4D(2, 1, 1)
-	NARROW(0, 1, 3)
-	FLDPQ 64(R0), (F4, F5)
-	FADD8(2, 3, 3)
-	FLDPQ (R7), (F8, F9)
-	FCMGTZERO8(3, 5)
-	AND8(4, 5, 4)
-	FSTPQ (F8, F9), (R9)
+	FLDPQ (R0), (F4, F5)
+	FLDPQ (R5), (F0, F1)
+	FLDPQ (R7), (F2, F3)
+	AND8(2, 0, 0)
+	BIC8(2, 1, 1)
+	ORR8(1, 0, 0)
+	FSTPQ (F0, F1), (R9)
 	ADD $32, R5
 	ADD $32, R7
 	ADD $32, R9
@@ -10882,21 +11555,13 @@ column2:
 tail3:
 	ANDS $7, R4
 	BEQ next4
-	FLDPQ (R0), (F6, F7)
-	TAIL(·loadTail2<>, 0, R5)
-	FADD8(2, 3, 3)
-	WIDEN(3, 0, 1)
-	FLDPQ (R2), (F4, F5)
-	FMUL4D(2, 0, 0)
-	FLDPQ 32(R2), (F4, F5)
-	FMUL4D(2, 1, 1)
-	NARROW(0, 1, 3)
-	FLDPQ 64(R0), (F4, F5)
-	FADD8(2, 3, 3)
-	TAIL(·loadTail4<>, 0, R7)
-	FCMGTZERO8(3, 5)
-	AND8(4, 5, 4)
-	TAIL(·storeTail4<>, 0, R9)
+	FLDPQ (R0), (F4, F5)
+	TAIL(·loadTail0<>, 0, R5)
+	TAIL(·loadTail1<>, 0, R7)
+	AND8(2, 0, 0)
+	BIC8(2, 1, 1)
+	ORR8(1, 0, 0)
+	TAIL(·storeTail0<>, 0, R9)
 next4:
 	ADD R6, R5
 	ADD R8, R7
@@ -10907,94 +11572,6 @@ next4:
 	MOVD R0, kernelArgs_rows(R23)
 	BNE row1
 	RET
-
-// func scaledGradCols(id int, a *kernelArgs)
-TEXT ·scaledGradCols<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_coefStep(R23), R1
-	MOVD kernelArgs_factorStep(R23), R3
-	LSL $2, R1
-	LSL $3, R3
-	MOVD kernelArgs_x(R23), R5
-	MOVD kernelArgs_stride(R23), R6
-	MOVD kernelArgs_dy(R23), R7
-	MOVD kernelArgs_strideDY(R23), R8
-	MOVD kernelArgs_y(R23), R9
-	MOVD kernelArgs_strideY(R23), R10
-	MOVD kernelArgs_n(R23), R4
-	ANDS $-8, R4
-	SUB R4, R6
-	LSL $2, R6
-	SUB R4, R8
-	LSL $2, R8
-	SUB R4, R10
-	LSL $2, R10
-	MOVD kernelArgs_n(R23), R4
-	ANDS $7, R4
-	MOVD R4, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-row1:
-	MOVD kernelArgs_coef(R23), R0
-	MOVD kernelArgs_factors(R23), R2
-	MOVD kernelArgs_n(R23), R4
-	SUBS $8, R4
-	BLT tail3
-column2:
-	FLDPQ (R0), (F6, F7)
-	FLDPQ (R5), (F4, F5)
-	FADD8(2, 3, 3)
-	FLDPQ 128(R0), (F10, F11)
-	FMUL8(5, 3, 3)
-	FLDPQ (R7), (F8, F9)
-	FLDPQ 96(R0), (F10, F11)
-	FSUB8(5, 4, 4)
-	FSUB8(3, 4, 4)
-	WIDEN(4, 0, 1)
-	FLDPQ (R2), (F4, F5)
-	FMUL4D(2, 0, 0)
-	FLDPQ 32(R2), (F4, F5)
-	FMUL4D(2, 1, 1)
-	NARROW(0, 1, 4)
-	FSTPQ (F8, F9), (R9)
-	ADD $32, R5
-	ADD $32, R7
-	ADD $32, R9
-	ADD R1, R0
-	ADD R3, R2
-	SUBS $8, R4
-	BGE column2
-tail3:
-	ANDS $7, R4
-	BEQ next4
-	FLDPQ (R0), (F6, F7)
-	TAIL(·loadTail2<>, 0, R5)
-	FADD8(2, 3, 3)
-	FLDPQ 128(R0), (F10, F11)
-	FMUL8(5, 3, 3)
-	TAIL(·loadTail4<>, 0, R7)
-	FLDPQ 96(R0), (F10, F11)
-	FSUB8(5, 4, 4)
-	FSUB8(3, 4, 4)
-	WIDEN(4, 0, 1)
-	FLDPQ (R2), (F4, F5)
-	FMUL4D(2, 0, 0)
-	FLDPQ 32(R2), (F4, F5)
-	FMUL4D(2, 1, 1)
-	NARROW(0, 1, 4)
-	TAIL(·storeTail4<>, 0, R9)
-next4:
-	ADD R6, R5
-	ADD R8, R7
-	ADD R10, R9
-	MOVD $1, R4
-	MOVD kernelArgs_rows(R23), R0
-	SUBS R4, R0
-	MOVD R0, kernelArgs_rows(R23)
-	BNE row1
-	RET
-
 DATA simdKernelTable<>+0(SB)/8, $·momentsRows<>(SB)
 DATA simdKernelTable<>+8(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+16(SB)/8, $·absent<>(SB)
@@ -11187,229 +11764,32 @@ DATA simdKernelTable<>+1504(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1512(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1520(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1528(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1536(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1536(SB)/8, $·largestCols<>(SB)
 DATA simdKernelTable<>+1544(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1552(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1560(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1568(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1568(SB)/8, $·scaleColsIdentity<>(SB)
 DATA simdKernelTable<>+1576(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1584(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1584(SB)/8, $·scaleColsReLU<>(SB)
 DATA simdKernelTable<>+1592(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1600(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1600(SB)/8, $·timesCols<>(SB)
 DATA simdKernelTable<>+1608(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1616(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1624(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1632(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1640(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1648(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1632(SB)/8, $·gradSums64ColsIdentity<>(SB)
+DATA simdKernelTable<>+1640(SB)/8, $·gradSums64ColsIdentityResidual<>(SB)
+DATA simdKernelTable<>+1648(SB)/8, $·gradSums64ColsReLU<>(SB)
 DATA simdKernelTable<>+1656(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1664(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1672(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1680(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1664(SB)/8, $·inputGrad64ColsIdentity<>(SB)
+DATA simdKernelTable<>+1672(SB)/8, $·inputGrad64ColsIdentityResidual<>(SB)
+DATA simdKernelTable<>+1680(SB)/8, $·inputGrad64ColsReLU<>(SB)
 DATA simdKernelTable<>+1688(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1696(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1704(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1712(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1720(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1728(SB)/8, $·largestCols<>(SB)
-DATA simdKernelTable<>+1736(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1744(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1752(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1760(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1768(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1776(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1784(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1792(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1800(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1808(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1816(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1824(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1832(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1840(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1848(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1856(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1864(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1872(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1880(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1888(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1896(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1904(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1912(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1920(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1928(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1936(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1944(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1952(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1960(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1968(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1976(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1984(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1992(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2000(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2008(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2016(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2024(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2032(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2040(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2048(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2056(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2064(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2072(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2080(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2088(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2096(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2104(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2112(SB)/8, $·scaleCols<>(SB)
-DATA simdKernelTable<>+2120(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2128(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2136(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2144(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2152(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2160(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2168(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2176(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2184(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2192(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2200(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2208(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2216(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2224(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2232(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2240(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2248(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2256(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2264(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2272(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2280(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2288(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2296(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2304(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2312(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2320(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2328(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2336(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2344(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2352(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2360(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2368(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2376(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2384(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2392(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2400(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2408(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2416(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2424(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2432(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2440(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2448(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2456(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2464(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2472(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2480(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2488(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2496(SB)/8, $·timesCols<>(SB)
-DATA simdKernelTable<>+2504(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2512(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2520(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2528(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2536(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2544(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2552(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2560(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2568(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2576(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2584(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2592(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2600(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2608(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2616(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2624(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2632(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2640(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2648(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2656(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2664(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2672(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2680(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2688(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2696(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2704(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2712(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2720(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2728(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2736(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2744(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2752(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2760(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2768(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2776(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2784(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2792(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2800(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2808(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2816(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2824(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2832(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2840(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2848(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2856(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2864(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2872(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2880(SB)/8, $·gateCols<>(SB)
-DATA simdKernelTable<>+2888(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2896(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2904(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2912(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2920(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2928(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2936(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2944(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2952(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2960(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2968(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2976(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2984(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2992(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3000(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3008(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3016(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3024(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3032(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3040(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3048(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3056(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3064(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3072(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3080(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3088(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3096(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3104(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3112(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3120(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3128(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3136(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3144(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3152(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3160(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3168(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3176(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3184(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3192(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3200(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3208(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3216(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3224(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3232(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3240(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3248(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3256(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3264(SB)/8, $·scaledGradCols<>(SB)
-GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $3272
-
+DATA simdKernelTable<>+1696(SB)/8, $·chooseCols<>(SB)
+GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $1704
 // func simdKernel(id int, a *kernelArgs)
 TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD id+0(FP), R0
-	CMP $409, R0
+	CMP $213, R0
 	BHS none
 	MOVD $simdKernelTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1
@@ -11425,7 +11805,6 @@ DATA foldChannelsTable<>+40(SB)/8, $0x8000000080000000
 DATA foldChannelsTable<>+48(SB)/8, $0x8000000080000000
 DATA foldChannelsTable<>+56(SB)/8, $0x8000000080000000
 GLOBL foldChannelsTable<>(SB), RODATA|NOPTR, $64
-
 // func foldChannels(id int, a *channelArgs)
 TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -11516,7 +11895,6 @@ divided3:
 	SUBS $8, R5
 	BNE channels1
 	RET
-
 // func reduceChannels(id int, a *channelArgs)
 TEXT ·reduceChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -11542,7 +11920,6 @@ channels1:
 	SUBS $1, R3
 	BNE channels1
 	RET
-
 // func reduceShortChannels(id int, a *channelArgs)
 TEXT ·reduceShortChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -11571,7 +11948,6 @@ channels1:
 	SUBS $1, R3
 	BNE channels1
 	RET
-
 // func flushChannels(id int, a *channelArgs)
 TEXT ·flushChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -11603,7 +11979,6 @@ DATA foldReducedChannelsTable<>+40(SB)/8, $0x8000000080000000
 DATA foldReducedChannelsTable<>+48(SB)/8, $0x8000000080000000
 DATA foldReducedChannelsTable<>+56(SB)/8, $0x8000000080000000
 GLOBL foldReducedChannelsTable<>(SB), RODATA|NOPTR, $64
-
 // func foldReducedChannels(id int, a *channelArgs)
 TEXT ·foldReducedChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -11701,7 +12076,6 @@ DATA probeChannelsTable<>+8(SB)/8, $0x8000000080000000
 DATA probeChannelsTable<>+16(SB)/8, $0x8000000080000000
 DATA probeChannelsTable<>+24(SB)/8, $0x8000000080000000
 GLOBL probeChannelsTable<>(SB), RODATA|NOPTR, $32
-
 // func probeChannels(id int, a *channelArgs)
 TEXT ·probeChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -11738,7 +12112,6 @@ divided3:
 	SUBS $8, R3
 	BNE channels1
 	RET
-
 // func addChannels(id int, a *channelArgs)
 TEXT ·addChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -11774,7 +12147,6 @@ DATA mergeChannelsTable<>+8(SB)/8, $0x0000000000000000
 DATA mergeChannelsTable<>+16(SB)/8, $0x0000000000000000
 DATA mergeChannelsTable<>+24(SB)/8, $0x0000000000000000
 GLOBL mergeChannelsTable<>(SB), RODATA|NOPTR, $32
-
 // func mergeChannels(id int, a *channelArgs)
 TEXT ·mergeChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -11836,7 +12208,6 @@ channels1:
 	SUBS $8, R4
 	BNE channels1
 	RET
-
 // func addSumsChannels(id int, a *channelArgs)
 TEXT ·addSumsChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -11942,7 +12313,6 @@ DATA forwardChannelsTable<>+552(SB)/8, $0x386fffffffffffff
 DATA forwardChannelsTable<>+560(SB)/8, $0x386fffffffffffff
 DATA forwardChannelsTable<>+568(SB)/8, $0x386fffffffffffff
 GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $576
-
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -12367,7 +12737,6 @@ DATA affineChannelsTable<>+424(SB)/8, $0x386fffffffffffff
 DATA affineChannelsTable<>+432(SB)/8, $0x386fffffffffffff
 DATA affineChannelsTable<>+440(SB)/8, $0x386fffffffffffff
 GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $448
-
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -12650,7 +13019,6 @@ DATA backwardChannelsTable<>+488(SB)/8, $0x386fffffffffffff
 DATA backwardChannelsTable<>+496(SB)/8, $0x386fffffffffffff
 DATA backwardChannelsTable<>+504(SB)/8, $0x386fffffffffffff
 GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $512
-
 // func backwardChannels(id int, a *channelArgs)
 TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -13089,7 +13457,6 @@ usual9:
 unusual2:
 	MOVD R5, channelArgs_n(R23)
 	RET
-
 // func trackChannels(id int, a *channelArgs)
 TEXT ·trackChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -13155,7 +13522,6 @@ DATA stripChannelsTable<>+232(SB)/8, $0x4630000000000001
 DATA stripChannelsTable<>+240(SB)/8, $0x4630000000000001
 DATA stripChannelsTable<>+248(SB)/8, $0x4630000000000001
 GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $256
-
 // func stripChannels(id int, a *channelArgs)
 TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -13539,12 +13905,280 @@ settled6:
 	SUBS $8, R9
 	BNE channels1
 	RET
+// func gradients64Channels(id int, a *channelArgs)
+TEXT ·gradients64Channels<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD $0, R0
+	MOVD $0, R1
+	MOVD $0, R2
+	MOVD channelArgs_step(R23), R3
+	MOVD channelArgs_n(R23), R5
+channels1:
+	MOVD channelArgs_sumA(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F0, F1)
+	FLDPQ 32(R4), (F2, F3)
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F4, F5)
+	FLDPQ 32(R4), (F6, F7)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F8, F9)
+	FLDPQ 32(R4), (F10, F11)
+	MOVD channelArgs_mean(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
+	NARROW(6, 7, 9)
+	WIDEN(9, 8, 9)
+	FSUB4D(8, 6, 6)
+	FSUB4D(9, 7, 7)
+	FMUL4D(0, 6, 8)
+	FMUL4D(1, 7, 9)
+	FSUB4D(8, 2, 2)
+	FSUB4D(9, 3, 3)
+	FMUL4D(4, 2, 2)
+	FMUL4D(5, 3, 3)
+	MOVD channelArgs_dbeta(R23), R4
+	ADD R1, R4
+	FSTPQ (F0, F1), (R4)
+	FSTPQ (F2, F3), 32(R4)
+	MOVD channelArgs_dgamma(R23), R4
+	ADD R1, R4
+	FSTPQ (F4, F5), (R4)
+	FSTPQ (F6, F7), 32(R4)
+	MOVD channelArgs_gammaGrad(R23), R4
+	SUBS $0, R4
+	BEQ unwanted3
+	NARROW(2, 3, 8)
+	MOVD channelArgs_gammaGrad(R23), R4
+	ADD R0, R4
+	FSTPQ (F16, F17), (R4)
+unwanted3:
+	MOVD channelArgs_betaGrad(R23), R4
+	SUBS $0, R4
+	BEQ unwanted4
+	NARROW(0, 1, 8)
+	MOVD channelArgs_betaGrad(R23), R4
+	ADD R0, R4
+	FSTPQ (F16, F17), (R4)
+unwanted4:
+	FMUL4D(4, 2, 2)
+	FMUL4D(5, 3, 3)
+	MOVD channelArgs_inverse(R23), R4
+	SUBS $0, R4
+	BEQ divide5
+	ADD $channelArgs_inverse, R23, R4
+	LD1R4D(4, 14)
+	FMUL4D(14, 2, 2)
+	FMUL4D(14, 3, 3)
+	B divided6
+divide5:
+	ADD $channelArgs_count, R23, R4
+	LD1R4D(4, 14)
+	FDIV4D(14, 2, 2)
+	FDIV4D(14, 3, 3)
+divided6:
+	MOVD channelArgs_inverse(R23), R4
+	SUBS $0, R4
+	BEQ divide7
+	ADD $channelArgs_inverse, R23, R4
+	LD1R4D(4, 14)
+	FMUL4D(14, 0, 0)
+	FMUL4D(14, 1, 1)
+	B divided8
+divide7:
+	ADD $channelArgs_count, R23, R4
+	LD1R4D(4, 14)
+	FDIV4D(14, 0, 0)
+	FDIV4D(14, 1, 1)
+divided8:
+	FMUL4D(2, 6, 6)
+	FMUL4D(3, 7, 7)
+	FSUB4D(6, 0, 0)
+	FSUB4D(7, 1, 1)
+	MOVD channelArgs_otherA(R23), R4
+	ADD R1, R4
+	FSTPQ (F0, F1), (R4)
+	FSTPQ (F2, F3), 32(R4)
+	MOVD channelArgs_otherB(R23), R4
+	ADD R1, R4
+	FSTPQ (F4, F5), (R4)
+	FSTPQ (F6, F7), 32(R4)
+	ADD $32, R0
+	ADD $64, R1
+	ADD R3, R2
+	SUBS $8, R5
+	BNE channels1
+unusual2:
+	MOVD R5, channelArgs_n(R23)
+	RET
+DATA records64ChannelsTable<>+0(SB)/8, $0x7fffffff7fffffff
+DATA records64ChannelsTable<>+8(SB)/8, $0x7fffffff7fffffff
+DATA records64ChannelsTable<>+16(SB)/8, $0x7fffffff7fffffff
+DATA records64ChannelsTable<>+24(SB)/8, $0x7fffffff7fffffff
+DATA records64ChannelsTable<>+32(SB)/8, $0x7effffff7effffff
+DATA records64ChannelsTable<>+40(SB)/8, $0x7effffff7effffff
+DATA records64ChannelsTable<>+48(SB)/8, $0x7effffff7effffff
+DATA records64ChannelsTable<>+56(SB)/8, $0x7effffff7effffff
+DATA records64ChannelsTable<>+64(SB)/8, $0xffffffffffffffff
+DATA records64ChannelsTable<>+72(SB)/8, $0xffffffffffffffff
+DATA records64ChannelsTable<>+80(SB)/8, $0xffffffffffffffff
+DATA records64ChannelsTable<>+88(SB)/8, $0xffffffffffffffff
+DATA records64ChannelsTable<>+96(SB)/8, $0x7fffffffffffffff
+DATA records64ChannelsTable<>+104(SB)/8, $0x7fffffffffffffff
+DATA records64ChannelsTable<>+112(SB)/8, $0x7fffffffffffffff
+DATA records64ChannelsTable<>+120(SB)/8, $0x7fffffffffffffff
+DATA records64ChannelsTable<>+128(SB)/8, $0x386fffffffffffff
+DATA records64ChannelsTable<>+136(SB)/8, $0x386fffffffffffff
+DATA records64ChannelsTable<>+144(SB)/8, $0x386fffffffffffff
+DATA records64ChannelsTable<>+152(SB)/8, $0x386fffffffffffff
+DATA records64ChannelsTable<>+160(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+168(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+176(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+184(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+192(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+200(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+208(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+216(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+224(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+232(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+240(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+248(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+256(SB)/8, $0x0000000000000001
+DATA records64ChannelsTable<>+264(SB)/8, $0x0000000000000001
+DATA records64ChannelsTable<>+272(SB)/8, $0x0000000000000001
+DATA records64ChannelsTable<>+280(SB)/8, $0x0000000000000001
+GLOBL records64ChannelsTable<>(SB), RODATA|NOPTR, $288
+// func records64Channels(id int, a *channelArgs)
+TEXT ·records64Channels<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD $0, R0
+	MOVD $0, R1
+	MOVD $0, R2
+	MOVD channelArgs_step(R23), R3
+	MOVD channelArgs_records(R23), R5
+	MOVD channelArgs_n(R23), R6
+	MOVD $records64ChannelsTable<>(SB), R24
+channels1:
+	MOVD channelArgs_b(R23), R4
+	ADD R2, R4
+	FLDPQ (R4), (F8, F9)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 4, 4)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 4, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBZ R15, usual3
+	EOR8(10, 10, 10)
+	FLDPQ 64(R24), (F28, F29)
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBNZ R15, unusual2
+usual3:
+	MOVD channelArgs_neg(R23), R4
+	ADD R2, R4
+	FLDPQ (R4), (F16, F17)
+	FSTPQ (F16, F17), 320(R5)
+	MOVD channelArgs_scale(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F4, F5)
+	FLDPQ 32(R4), (F6, F7)
+	MOVD channelArgs_a(R23), R4
+	ADD R2, R4
+	FLDPQ (R4), (F2, F3)
+	WIDEN(1, 0, 1)
+	FLDPQ 96(R24), (F28, F29)
+	AND8(14, 2, 4)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(4, 14, 5)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(4, 14, 4)
+	BIC8(4, 5, 5)
+	AND8(2, 5, 4)
+	BIC8(5, 0, 0)
+	ORR8(4, 0, 0)
+	FLDPQ 96(R24), (F28, F29)
+	AND8(14, 3, 4)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(4, 14, 5)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(4, 14, 4)
+	BIC8(4, 5, 5)
+	AND8(3, 5, 4)
+	BIC8(5, 1, 1)
+	ORR8(4, 1, 1)
+	FSTPQ (F4, F5), 256(R5)
+	FSTPQ (F6, F7), 288(R5)
+	FSTPQ (F0, F1), (R5)
+	FSTPQ (F2, F3), 32(R5)
+	MOVD channelArgs_otherA(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F8, F9)
+	FLDPQ 32(R4), (F10, F11)
+	FSTPQ (F8, F9), 128(R5)
+	FSTPQ (F10, F11), 160(R5)
+	MOVD channelArgs_otherB(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F8, F9)
+	FLDPQ 32(R4), (F10, F11)
+	FSTPQ (F8, F9), 192(R5)
+	FSTPQ (F10, F11), 224(R5)
+	EOR8(9, 9, 9)
+	MOVD channelArgs_b(R23), R4
+	ADD R2, R4
+	FLDPQ (R4), (F8, F9)
+	FSUB8(4, 9, 8)
+	CMGT8(8, 9, 4)
+	ADD8(4, 4, 9)
+	ADD8(8, 9, 9)
+	FLDPQ 192(R24), (F28, F29)
+	ADD8(14, 9, 9)
+	WIDEN(8, 2, 3)
+	WIDEN(9, 6, 7)
+	FADD4D(2, 6, 6)
+	FADD4D(3, 7, 7)
+	FLDPQ 224(R24), (F28, F29)
+	FMUL4D(14, 6, 6)
+	FLDPQ 224(R24), (F28, F29)
+	FMUL4D(14, 7, 7)
+	NARROW(6, 7, 9)
+	WIDEN(9, 4, 5)
+	FCMGE4D(4, 2, 4)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(6, 14, 0)
+	ADD4D(0, 0, 0)
+	FLDPQ 256(R24), (F28, F29)
+	ADD4D(14, 0, 0)
+	AND8(4, 0, 0)
+	ADD4D(0, 6, 6)
+	FCMGE4D(5, 3, 5)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(7, 14, 0)
+	ADD4D(0, 0, 0)
+	FLDPQ 256(R24), (F28, F29)
+	ADD4D(14, 0, 0)
+	AND8(5, 0, 0)
+	ADD4D(0, 7, 7)
+	FSTPQ (F12, F13), 64(R5)
+	FSTPQ (F14, F15), 96(R5)
+	ADD $352, R5
+	ADD $32, R0
+	ADD $64, R1
+	ADD R3, R2
+	SUBS $8, R6
+	BNE channels1
+unusual2:
+	MOVD R6, channelArgs_n(R23)
+	RET
 DATA tinyChannelsTable<>+0(SB)/8, $0x0880000008800000
 DATA tinyChannelsTable<>+8(SB)/8, $0x0880000008800000
 DATA tinyChannelsTable<>+16(SB)/8, $0x0880000008800000
 DATA tinyChannelsTable<>+24(SB)/8, $0x0880000008800000
 GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $32
-
 // func tinyChannels(id int, a *channelArgs)
 TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -13604,7 +14238,6 @@ next3:
 end4:
 	MOVD R0, channelArgs_n(R23)
 	RET
-
 DATA simdChannelsTable<>+0(SB)/8, $·foldChannels<>(SB)
 DATA simdChannelsTable<>+8(SB)/8, $·reduceChannels<>(SB)
 DATA simdChannelsTable<>+16(SB)/8, $·reduceShortChannels<>(SB)
@@ -13619,20 +14252,20 @@ DATA simdChannelsTable<>+80(SB)/8, $·affineChannels<>(SB)
 DATA simdChannelsTable<>+88(SB)/8, $·backwardChannels<>(SB)
 DATA simdChannelsTable<>+96(SB)/8, $·trackChannels<>(SB)
 DATA simdChannelsTable<>+104(SB)/8, $·stripChannels<>(SB)
-DATA simdChannelsTable<>+112(SB)/8, $·tinyChannels<>(SB)
-GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $120
-
+DATA simdChannelsTable<>+112(SB)/8, $·gradients64Channels<>(SB)
+DATA simdChannelsTable<>+120(SB)/8, $·records64Channels<>(SB)
+DATA simdChannelsTable<>+128(SB)/8, $·tinyChannels<>(SB)
+GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $136
 // func simdChannels(id int, a *channelArgs)
 TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD id+0(FP), R0
-	CMP $15, R0
+	CMP $17, R0
 	BHS none
 	MOVD $simdChannelsTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1
 	JMP (R1)
 none:
 	UNDEF
-
 
 TEXT ·actLeakyReLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	ADD $actCode_p, R21, R15
@@ -13650,7 +14283,6 @@ TEXT ·actLeakyReLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	FCMGTZERO8(5, 7)
 	BIF8(7, 6, 5)
 	RET
-
 DATA actLeakyReLUSlopeTable<>+0(SB)/8, $0x0000000000000000
 DATA actLeakyReLUSlopeTable<>+8(SB)/8, $0x0000000000000000
 DATA actLeakyReLUSlopeTable<>+16(SB)/8, $0x0000000000000000
@@ -13660,7 +14292,6 @@ DATA actLeakyReLUSlopeTable<>+40(SB)/8, $0x3f8000003f800000
 DATA actLeakyReLUSlopeTable<>+48(SB)/8, $0x3f8000003f800000
 DATA actLeakyReLUSlopeTable<>+56(SB)/8, $0x3f8000003f800000
 GLOBL actLeakyReLUSlopeTable<>(SB), RODATA|NOPTR, $64
-
 TEXT ·actLeakyReLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actLeakyReLUSlopeTable<>(SB), R24
 	FLDPQ (R24), (F28, F29)
@@ -13676,8 +14307,6 @@ TEXT ·actLeakyReLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	FCMGT8(14, 5, 5)
 	BSL8(12, 13, 5)
 	RET
-
-
 TEXT ·actClipValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	ADD $actCode_p, R21, R15
 	LD1R8(15, 14)
@@ -13700,13 +14329,11 @@ TEXT ·actClipValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	FCMGT8(13, 5, 6)
 	BIT8(6, 13, 5)
 	RET
-
 DATA actClipSlopeTable<>+0(SB)/8, $0x3f8000003f800000
 DATA actClipSlopeTable<>+8(SB)/8, $0x3f8000003f800000
 DATA actClipSlopeTable<>+16(SB)/8, $0x3f8000003f800000
 DATA actClipSlopeTable<>+24(SB)/8, $0x3f8000003f800000
 GLOBL actClipSlopeTable<>(SB), RODATA|NOPTR, $32
-
 TEXT ·actClipSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actClipSlopeTable<>(SB), R24
 	ADD $actCode_p, R21, R15
@@ -13731,7 +14358,6 @@ TEXT ·actClipSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	AND8(12, 6, 6)
 	AND8(5, 6, 5)
 	RET
-
 DATA actHardSigmoidValueTable<>+0(SB)/8, $0xc0400000c0400000
 DATA actHardSigmoidValueTable<>+8(SB)/8, $0xc0400000c0400000
 DATA actHardSigmoidValueTable<>+16(SB)/8, $0xc0400000c0400000
@@ -13749,7 +14375,6 @@ DATA actHardSigmoidValueTable<>+104(SB)/8, $0x3e2aaaab3e2aaaab
 DATA actHardSigmoidValueTable<>+112(SB)/8, $0x3e2aaaab3e2aaaab
 DATA actHardSigmoidValueTable<>+120(SB)/8, $0x3e2aaaab3e2aaaab
 GLOBL actHardSigmoidValueTable<>(SB), RODATA|NOPTR, $128
-
 TEXT ·actHardSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actHardSigmoidValueTable<>(SB), R24
 	FLDPQ (R24), (F28, F29)
@@ -13773,7 +14398,6 @@ TEXT ·actHardSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	FMIN8(5, 12, 5)
 	FMUL8(11, 5, 5)
 	RET
-
 DATA actHardSigmoidSlopeTable<>+0(SB)/8, $0xc0400000c0400000
 DATA actHardSigmoidSlopeTable<>+8(SB)/8, $0xc0400000c0400000
 DATA actHardSigmoidSlopeTable<>+16(SB)/8, $0xc0400000c0400000
@@ -13787,7 +14411,6 @@ DATA actHardSigmoidSlopeTable<>+72(SB)/8, $0x3e2aaaab3e2aaaab
 DATA actHardSigmoidSlopeTable<>+80(SB)/8, $0x3e2aaaab3e2aaaab
 DATA actHardSigmoidSlopeTable<>+88(SB)/8, $0x3e2aaaab3e2aaaab
 GLOBL actHardSigmoidSlopeTable<>(SB), RODATA|NOPTR, $96
-
 TEXT ·actHardSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actHardSigmoidSlopeTable<>(SB), R24
 	FLDPQ (R24), (F28, F29)
@@ -13810,7 +14433,6 @@ TEXT ·actHardSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	AND8(12, 6, 6)
 	AND8(6, 5, 5)
 	RET
-
 DATA actHardSwishValueTable<>+0(SB)/8, $0xc0400000c0400000
 DATA actHardSwishValueTable<>+8(SB)/8, $0xc0400000c0400000
 DATA actHardSwishValueTable<>+16(SB)/8, $0xc0400000c0400000
@@ -13828,7 +14450,6 @@ DATA actHardSwishValueTable<>+104(SB)/8, $0x3e2aaaab3e2aaaab
 DATA actHardSwishValueTable<>+112(SB)/8, $0x3e2aaaab3e2aaaab
 DATA actHardSwishValueTable<>+120(SB)/8, $0x3e2aaaab3e2aaaab
 GLOBL actHardSwishValueTable<>(SB), RODATA|NOPTR, $128
-
 TEXT ·actHardSwishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actHardSwishValueTable<>(SB), R24
 	FLDPQ (R24), (F28, F29)
@@ -13856,7 +14477,6 @@ TEXT ·actHardSwishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	FMUL8(11, 6, 6)
 	FMUL8(5, 6, 5)
 	RET
-
 DATA actHardSwishSlopeTable<>+0(SB)/8, $0x3eaaaaab3eaaaaab
 DATA actHardSwishSlopeTable<>+8(SB)/8, $0x3eaaaaab3eaaaaab
 DATA actHardSwishSlopeTable<>+16(SB)/8, $0x3eaaaaab3eaaaaab
@@ -13878,7 +14498,6 @@ DATA actHardSwishSlopeTable<>+136(SB)/8, $0xc0400000c0400000
 DATA actHardSwishSlopeTable<>+144(SB)/8, $0xc0400000c0400000
 DATA actHardSwishSlopeTable<>+152(SB)/8, $0xc0400000c0400000
 GLOBL actHardSwishSlopeTable<>(SB), RODATA|NOPTR, $160
-
 TEXT ·actHardSwishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actHardSwishSlopeTable<>(SB), R24
 	FLDPQ (R24), (F28, F29)
@@ -13911,7 +14530,6 @@ TEXT ·actHardSwishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	FCMGE8(10, 5, 5)
 	AND8(7, 5, 5)
 	RET
-
 DATA actSigmoidValueTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actSigmoidValueTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actSigmoidValueTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -14061,7 +14679,6 @@ DATA actSigmoidValueTable<>+1160(SB)/8, $0x1f8000001f800000
 DATA actSigmoidValueTable<>+1168(SB)/8, $0x1f8000001f800000
 DATA actSigmoidValueTable<>+1176(SB)/8, $0x1f8000001f800000
 GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $1184
-
 TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSigmoidValueTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -14549,7 +15166,6 @@ whole5:
 	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 DATA actSigmoidSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actSigmoidSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actSigmoidSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -14695,7 +15311,6 @@ DATA actSigmoidSlopeTable<>+1128(SB)/8, $0x1f8000001f800000
 DATA actSigmoidSlopeTable<>+1136(SB)/8, $0x1f8000001f800000
 DATA actSigmoidSlopeTable<>+1144(SB)/8, $0x1f8000001f800000
 GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $1152
-
 TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSigmoidSlopeTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -15163,7 +15778,6 @@ whole5:
 	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 DATA actTanhValueTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actTanhValueTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actTanhValueTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -15237,7 +15851,6 @@ DATA actTanhValueTable<>+552(SB)/8, $0x8000000080000000
 DATA actTanhValueTable<>+560(SB)/8, $0x8000000080000000
 DATA actTanhValueTable<>+568(SB)/8, $0x8000000080000000
 GLOBL actTanhValueTable<>(SB), RODATA|NOPTR, $576
-
 TEXT ·actTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actTanhValueTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -15416,7 +16029,6 @@ TEXT ·actTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	ORR8(9, 13, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 DATA actTanhSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actTanhSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actTanhSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -15566,7 +16178,6 @@ DATA actTanhSlopeTable<>+1160(SB)/8, $0x2080000020800000
 DATA actTanhSlopeTable<>+1168(SB)/8, $0x2080000020800000
 DATA actTanhSlopeTable<>+1176(SB)/8, $0x2080000020800000
 GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $1184
-
 TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actTanhSlopeTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -16048,7 +16659,6 @@ whole5:
 	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 DATA actSiLUValueTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actSiLUValueTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actSiLUValueTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -16202,7 +16812,6 @@ DATA actSiLUValueTable<>+1192(SB)/8, $0x1f8000001f800000
 DATA actSiLUValueTable<>+1200(SB)/8, $0x1f8000001f800000
 DATA actSiLUValueTable<>+1208(SB)/8, $0x1f8000001f800000
 GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $1216
-
 TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSiLUValueTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -16697,7 +17306,6 @@ whole5:
 	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 DATA actSiLUSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actSiLUSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actSiLUSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -16851,7 +17459,6 @@ DATA actSiLUSlopeTable<>+1192(SB)/8, $0x9f8000009f800000
 DATA actSiLUSlopeTable<>+1200(SB)/8, $0x9f8000009f800000
 DATA actSiLUSlopeTable<>+1208(SB)/8, $0x9f8000009f800000
 GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $1216
-
 TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSiLUSlopeTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -17371,7 +17978,6 @@ whole5:
 	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 DATA actELUValueTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actELUValueTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actELUValueTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -17445,7 +18051,6 @@ DATA actELUValueTable<>+552(SB)/8, $0x8000000080000000
 DATA actELUValueTable<>+560(SB)/8, $0x8000000080000000
 DATA actELUValueTable<>+568(SB)/8, $0x8000000080000000
 GLOBL actELUValueTable<>(SB), RODATA|NOPTR, $576
-
 TEXT ·actELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actELUValueTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -17640,7 +18245,6 @@ TEXT ·actELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	BSL8(9, 13, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 DATA actELUSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actELUSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actELUSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -17750,7 +18354,6 @@ DATA actELUSlopeTable<>+840(SB)/8, $0x405f42bc28bd824e
 DATA actELUSlopeTable<>+848(SB)/8, $0x405f42bc28bd824e
 DATA actELUSlopeTable<>+856(SB)/8, $0x405f42bc28bd824e
 GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $864
-
 TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actELUSlopeTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -18132,7 +18735,6 @@ whole5:
 	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 DATA actSoftplusValueTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actSoftplusValueTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actSoftplusValueTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -18278,7 +18880,6 @@ DATA actSoftplusValueTable<>+1128(SB)/8, $0x1f8000001f800000
 DATA actSoftplusValueTable<>+1136(SB)/8, $0x1f8000001f800000
 DATA actSoftplusValueTable<>+1144(SB)/8, $0x1f8000001f800000
 GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $1152
-
 TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSoftplusValueTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -18753,7 +19354,6 @@ whole5:
 	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 DATA actMishValueTable<>+0(SB)/8, $0xbf000000bf000000
 DATA actMishValueTable<>+8(SB)/8, $0xbf000000bf000000
 DATA actMishValueTable<>+16(SB)/8, $0xbf000000bf000000
@@ -18863,7 +19463,6 @@ DATA actMishValueTable<>+840(SB)/8, $0x405f42bc28bd824e
 DATA actMishValueTable<>+848(SB)/8, $0x405f42bc28bd824e
 DATA actMishValueTable<>+856(SB)/8, $0x405f42bc28bd824e
 GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $864
-
 TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actMishValueTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -19231,7 +19830,6 @@ whole5:
 	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 DATA actMishSlopeTable<>+0(SB)/8, $0xbf000000bf000000
 DATA actMishSlopeTable<>+8(SB)/8, $0xbf000000bf000000
 DATA actMishSlopeTable<>+16(SB)/8, $0xbf000000bf000000
@@ -19345,7 +19943,6 @@ DATA actMishSlopeTable<>+872(SB)/8, $0x4010000000000000
 DATA actMishSlopeTable<>+880(SB)/8, $0x4010000000000000
 DATA actMishSlopeTable<>+888(SB)/8, $0x4010000000000000
 GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $896
-
 TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actMishSlopeTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -19728,7 +20325,6 @@ whole5:
 	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 DATA actGELUValueTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actGELUValueTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actGELUValueTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -19878,7 +20474,6 @@ DATA actGELUValueTable<>+1160(SB)/8, $0x405803a22e3cd11a
 DATA actGELUValueTable<>+1168(SB)/8, $0x405803a22e3cd11a
 DATA actGELUValueTable<>+1176(SB)/8, $0x405803a22e3cd11a
 GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $1184
-
 TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actGELUValueTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -20341,7 +20936,6 @@ whole5:
 	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 DATA actGELUSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actGELUSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actGELUSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -20499,7 +21093,6 @@ DATA actGELUSlopeTable<>+1224(SB)/8, $0x8000000080000000
 DATA actGELUSlopeTable<>+1232(SB)/8, $0x8000000080000000
 DATA actGELUSlopeTable<>+1240(SB)/8, $0x8000000080000000
 GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1248
-
 TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actGELUSlopeTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -20978,7 +21571,6 @@ whole5:
 	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 DATA actGELUTanhValueTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actGELUTanhValueTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actGELUTanhValueTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -21096,7 +21688,6 @@ DATA actGELUTanhValueTable<>+904(SB)/8, $0x405f42bc28bd824e
 DATA actGELUTanhValueTable<>+912(SB)/8, $0x405f42bc28bd824e
 DATA actGELUTanhValueTable<>+920(SB)/8, $0x405f42bc28bd824e
 GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $928
-
 TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actGELUTanhValueTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -21495,7 +22086,6 @@ whole5:
 	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 DATA actGELUTanhSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
 DATA actGELUTanhSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
 DATA actGELUTanhSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
@@ -21625,7 +22215,6 @@ DATA actGELUTanhSlopeTable<>+1000(SB)/8, $0x3ff9884533d43651
 DATA actGELUTanhSlopeTable<>+1008(SB)/8, $0x3ff9884533d43651
 DATA actGELUTanhSlopeTable<>+1016(SB)/8, $0x3ff9884533d43651
 GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $1024
-
 TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actGELUTanhSlopeTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -22047,8 +22636,6 @@ whole5:
 	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
-
 DATA simdActivationTable<>+0(SB)/8, $·absent<>(SB)
 DATA simdActivationTable<>+8(SB)/8, $·absent<>(SB)
 DATA simdActivationTable<>+16(SB)/8, $·absent<>(SB)
@@ -22078,7 +22665,6 @@ DATA simdActivationTable<>+200(SB)/8, $·actGELUSlope<>(SB)
 DATA simdActivationTable<>+208(SB)/8, $·actGELUTanhValue<>(SB)
 DATA simdActivationTable<>+216(SB)/8, $·actGELUTanhSlope<>(SB)
 GLOBL simdActivationTable<>(SB), RODATA|NOPTR, $224
-
 // func simdActivation(id int) uintptr
 TEXT ·simdActivation(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD id+0(FP), R0
@@ -22090,14 +22676,38 @@ TEXT ·simdActivation(SB), NOSPLIT|NOFRAME, $0-16
 	RET
 none:
 	UNDEF
-
 // func simdFence()
 TEXT ·simdFence(SB), NOSPLIT, $0-0
 	RET
-
 // In place of kernels that don't exist.
 TEXT ·absent<>(SB), NOSPLIT|NOFRAME, $0-0
 	UNDEF
+
+TEXT ·loadTail0<>(SB), NOSPLIT|NOFRAME, $0-0
+	EOR8(0, 0, 0)
+	TBZ $2, R25, low1
+	FMOVQ.P 16(R24), F0
+	TBZ $1, R25, odd2
+	VLD1.P 8(R24), V1.D[0]
+	TBZ $0, R25, done3
+	VLD1 (R24), V1.S[2]
+	RET
+odd2:
+	TBZ $0, R25, done3
+	VLD1 (R24), V1.S[0]
+done3:
+	RET
+low1:
+	TBZ $1, R25, odd4
+	VLD1.P 8(R24), V0.D[0]
+	TBZ $0, R25, done5
+	VLD1 (R24), V0.S[2]
+	RET
+odd4:
+	TBZ $0, R25, done5
+	VLD1 (R24), V0.S[0]
+done5:
+	RET
 
 TEXT ·storeTail0<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $2, R25, low1

@@ -2,6 +2,7 @@ package batchnorm
 
 import (
 	"math"
+	"unsafe"
 
 	"github.com/fusedbn/batchnorm/internal/scalar"
 )
@@ -39,13 +40,15 @@ func genericKernel(kernel int, l layout, act Activation, a *kernelArgs) {
 	case kernel == kernelLargest:
 		largestColsGeneric(a)
 	case kernel == kernelScale:
-		scaleColsGeneric(a)
+		scaleColsGeneric(act, a)
 	case kernel == kernelTimes:
 		timesColsGeneric(a)
-	case kernel == kernelGate:
-		gateColsGeneric(a)
-	case kernel == kernelScaledGrad:
-		scaledGradColsGeneric(a)
+	case kernel == kernelGradSums64:
+		gradSums64Generic(act, a)
+	case kernel == kernelInputGrad64:
+		inputGrad64Generic(act, a)
+	case kernel == kernelChoose:
+		chooseGeneric(a)
 	}
 }
 
@@ -250,49 +253,75 @@ func largestColsGeneric(a *kernelArgs) {
 	}
 }
 
-// inProducts calls one for the vectors of some rows, whose products are taken in float64.
-func (a *kernelArgs) inProducts(one func(x, dy, y []float32, k *record, factors []float64)) {
+func scaleColsGeneric(act Activation, a *kernelArgs) {
 	for r := range a.rows {
-		x, dy, y := slice(a.x, r*a.stride, a.n), slice(a.dy, r*a.strideDY, a.n), slice(a.y, r*a.strideY, a.n)
+		x, y := slice(a.x, r*a.stride, a.n), slice(a.y, r*a.strideY, a.n)
 		for c := 0; c < a.n; c += lanes {
-			n := min(lanes, a.n-c)
-			one(x[c:c+n], slice(dy, c, n), y[c:c+n], (*record)(a.coef[c/lanes*a.coefStep:]), a.factors[c/lanes*a.factorStep:])
+			n, k, factors := min(lanes, a.n-c), (*record)(a.coef[c/lanes*a.coefStep:]), a.factors[c/lanes*a.factorStep:]
+			for l, v := range x[c : c+n] {
+				y[c+l] = float32(float64(v+k[fieldN*lanes+l])*factors[l]) + k[fieldB*lanes+l]
+			}
+			act.forward(y[c : c+n])
 		}
 	}
 }
 
-// scaledZ is float32((x-m)*s) + b.
-func scaledZ(k *record, x float32, s float64, l int) float32 {
-	return float32(float64(x+k[fieldN*lanes+l])*s) + k[fieldB*lanes+l]
-}
-
-func scaleColsGeneric(a *kernelArgs) {
-	a.inProducts(func(x, _, y []float32, k *record, factors []float64) {
-		for l, v := range x {
-			y[l] = scaledZ(k, v, factors[l], l)
+// grad64 returns g and x-m of element l of a vector, in float64.
+func (a *kernelArgs) grad64(act Activation, x, dy, res []float32, k *record64, l int) (g, d float64) {
+	g, d = float64(dy[l]), float64(x[l]+k.n[l])
+	switch {
+	case act.kind != actIdentity:
+		if !(float64(d*k.s[l]) >= k.l[l]) {
+			g = 0
 		}
-	})
+	case res != nil:
+		g *= float64(res[l])
+	}
+	return g, d
 }
 
-func gateColsGeneric(a *kernelArgs) {
-	a.inProducts(func(x, dy, y []float32, k *record, factors []float64) {
-		for l, v := range x {
-			g := float32(0)
-			if scaledZ(k, v, factors[l], l) > 0 {
-				g = dy[l]
+// record returns the record of the 8 columns from column c on.
+func (a *kernelArgs) record(c int) *record64 {
+	return &a.records[c/lanes*a.recordStep/int(unsafe.Sizeof(record64{}))]
+}
+
+func gradSums64Generic(act Activation, a *kernelArgs) {
+	for c := 0; c < a.n; c += lanes {
+		n := min(lanes, a.n-c)
+		k, sums := a.record(c), a.sums[2*c:][:2*lanes]
+		for r := range a.rows {
+			x, dy, res := slice(a.x, r*a.stride+c, n), slice(a.dy, r*a.strideDY+c, n), slice(a.res, r*a.strideRes+c, n)
+			for l := range x {
+				g, d := a.grad64(act, x, dy, res, k, l)
+				sums[l] += g
+				sums[lanes+l] += float64(d * g)
 			}
-			y[l] = g
 		}
-	})
+	}
 }
 
-func scaledGradColsGeneric(a *kernelArgs) {
-	a.inProducts(func(x, dy, y []float32, k *record, factors []float64) {
-		for l, v := range x {
-			d := float32((v + k[fieldN*lanes+l]) * k[fieldK2*lanes+l])
-			y[l] = float32(float64((dy[l]-k[fieldK1*lanes+l])-d) * factors[l])
+func inputGrad64Generic(act Activation, a *kernelArgs) {
+	for r := range a.rows {
+		for c := 0; c < a.n; c += lanes {
+			n, k := min(lanes, a.n-c), a.record(c)
+			x, dy, res := slice(a.x, r*a.stride+c, n), slice(a.dy, r*a.strideDY+c, n), slice(a.res, r*a.strideRes+c, n)
+			y := slice(a.y, r*a.strideY+c, n)
+			for l := range x {
+				g, d := a.grad64(act, x, dy, res, k, l)
+				y[l] = float32(float64((g-k.k1[l])-float64(d*k.k2[l])) * k.a[l])
+			}
 		}
-	})
+	}
+}
+
+func chooseGeneric(a *kernelArgs) {
+	for r := range a.rows {
+		x, dy, y := slice(a.x, r*a.stride, a.n), slice(a.dy, r*a.strideDY, a.n), slice(a.y, r*a.strideY, a.n)
+		for c := range y {
+			mask := math.Float32bits(a.coef[c/lanes*a.coefStep+c%lanes])
+			y[c] = math.Float32frombits(math.Float32bits(x[c])&mask | math.Float32bits(dy[c])&^mask)
+		}
+	}
 }
 
 func timesColsGeneric(a *kernelArgs) {

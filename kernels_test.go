@@ -18,7 +18,7 @@ type kernelCase struct {
 	flags  int
 }
 
-var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times", "gate", "scaledGrad"}
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times", "gradSums64", "inputGrad64", "choose"}
 
 func (k kernelCase) String() string {
 	return fmt.Sprintf("%s/%s/%s/res=%t/dres=%t/stream=%t", kernelNames[k.kernel], [...]string{"rows", "cols"}[k.layout],
@@ -38,6 +38,7 @@ func (k kernelCase) run(p Path, a *kernelArgs, budget int) {
 }
 
 func (k kernelCase) gradient() bool { return k.kernel == kernelGradSums || k.kernel == kernelInputGrad }
+func (k kernelCase) in64() bool     { return k.kernel == kernelGradSums64 || k.kernel == kernelInputGrad64 }
 func (k kernelCase) sums() bool     { return takesSums(k.kernel) }
 func (k kernelCase) writes() bool   { return !takesSums(k.kernel) }
 
@@ -59,10 +60,11 @@ func kernelCases() []kernelCase {
 					k := kernelCase{kernel, l, act, flags}
 					switch {
 					case kernel == kernelMoments && (act != Identity || flags != 0),
-						kernel >= kernelLargest && (act != Identity || flags&^withStream != 0),
+						kernel >= kernelLargest && (act.variant() == actCalled || act != Identity && flags&withResidual != 0),
+						kernel >= kernelLargest && !k.in64() && (act != Identity && kernel != kernelScale || flags&^withStream != 0),
 						kernel >= kernelLargest && l == rows,
 						flags&withDResidual != 0 && !(k.gradient() && (k.writes() || act.variant() == actCalled)),
-						flags&withStream != 0 && (!k.writes() || kernel == kernelGate):
+						flags&withStream != 0 && (!k.writes() || kernel == kernelChoose):
 						continue
 					}
 					list = append(list, k)
@@ -132,7 +134,12 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, s kernelSize, sp
 		}
 		a.coef = in(fields * roundUp(s.n, lanes))
 		a.coefStep = []int{0, coefLen * lanes}[s.n%2]
-		if k.sums() {
+		if k.kernel == kernelGradSums64 {
+			a.sums = make([]float64, 2*roundUp(s.n, lanes))
+			for i, v := range in(len(a.sums)) {
+				a.sums[i] = float64(v)
+			}
+		} else if k.sums() {
 			a.acc = in(k.sumsLen() * roundUp(s.n, lanes))
 		}
 	}
@@ -148,12 +155,30 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, s kernelSize, sp
 		}
 		a.factorStep = []int{0, lanes}[s.n/4%2]
 	}
+	if k.in64() {
+		a.records, a.recordStep = make([]record64, ceilDiv(s.n, lanes)), int(unsafe.Sizeof(record64{}))*(s.n/4%2)
+		a.strideRes = s.stride + s.n/8%2
+		for i := range a.records {
+			r := &a.records[i]
+			copy(r.n[:], in(lanes))
+			for f, field := range [...]*[lanes]float64{&r.s, &r.l, &r.k1, &r.k2, &r.a} {
+				for l, v := range in(lanes) {
+					field[l] = float64(v) * []float64{1, 0x1p-130, 0x1p100}[(f+l)%3]
+				}
+			}
+		}
+	}
+	if k.kernel == kernelChoose {
+		for i, v := range a.coef {
+			a.coef[i] = math.Float32frombits(uint32(int32(math.Float32bits(v)<<8) >> 31))
+		}
+	}
 	a.x = in(size)
-	if k.gradient() || k.kernel == kernelGate || k.kernel == kernelScaledGrad {
+	if k.gradient() || k.in64() || k.kernel == kernelChoose {
 		a.dy = in(size + (s.rows-1)*(a.strideDY-s.stride))
 	}
 	if k.flags&withResidual != 0 {
-		a.res = in(size)
+		a.res = in(size + (s.rows-1)*max(0, a.strideRes-s.stride))
 	}
 	if k.writes() {
 		a.y = out(allocOut(size + (s.rows-1)*(a.strideY-s.stride)))
@@ -175,7 +200,10 @@ func (k kernelCase) outputs(a *kernelArgs) [][]float32 {
 			}
 		}
 	}
-	for _, v := range a.sums {
+	for i, v := range a.sums {
+		if k.layout == cols && i/sumLen*lanes+i%lanes >= a.n {
+			continue
+		}
 		bits := math.Float64bits(v)
 		acc = append(acc, math.Float32frombits(uint32(bits>>32)), math.Float32frombits(uint32(bits)))
 		if v != v {
@@ -400,69 +428,6 @@ func TestScaleIsNormalize(t *testing.T) {
 			b.aAsFactors()
 			k.run(path, &a, 0)
 			kernelCase{kernelScale, cols, Identity, 0}.run(path, &b, 0)
-			if i, ok := sameBits(b.y, a.y); !ok {
-				t.Fatalf("%v, scale %v: y[%d] is %g, want %g", path, scale, i, b.y[i], a.y[i])
-			}
-		}
-	}
-}
-
-// TestGateIsReLU: the gate lets the gradients through that ReLU's derivative does, for the z
-// of scale.
-func TestGateIsReLU(t *testing.T) {
-	const n = 1003
-	for _, path := range Paths() {
-		for _, scale := range []float32{1, 0x1p-60, 0x1p-130} {
-			heap := func(n int) []float32 { return make([]float32, n) }
-			a := kernelCase{kernelGate, cols, Identity, 0}.args(heap, heap, kernelSize{rows: 1, n: n, stride: n}, true)
-			a.coefStep, a.strideDY, a.strideY = coefLen*lanes, n, n
-			for i := range a.x {
-				a.x[i] *= scale
-			}
-			for i := range a.coef { // beside z of either sign, z that is 0
-				if f := i % (coefLen * lanes) / lanes; f != fieldA && i%3 == 0 {
-					a.coef[i] = 0
-				} else if f != fieldA {
-					a.coef[i] *= scale
-				}
-			}
-			a.aAsFactors()
-			z := a
-			z.y = make([]float32, n)
-			kernelCase{kernelScale, cols, Identity, 0}.run(path, &z, 0)
-			want := slices.Clone(z.y)
-			ReLU.backward(want, a.dy)
-			a.rows = 1
-			kernelCase{kernelGate, cols, Identity, 0}.run(path, &a, 0)
-			if i, ok := sameBits(a.y, want); !ok {
-				t.Fatalf("%v, scale %v: z is %g, y[%d] is %g, want %g", path, scale, z.y[i], i, a.y[i], want[i])
-			}
-		}
-	}
-}
-
-// TestScaledGradIsInputGrad: with float64 products, dx has the bits of float32 products.
-func TestScaledGradIsInputGrad(t *testing.T) {
-	const n = 1003
-	for _, path := range Paths() {
-		for _, scale := range []float32{1, 0x1p-60, 0x1p-130} {
-			heap := func(n int) []float32 { return make([]float32, n) }
-			k := kernelCase{kernelInputGrad, cols, Identity, 0}
-			a := k.args(heap, heap, kernelSize{rows: 1, n: n, stride: n}, true)
-			for i := range a.x {
-				a.x[i] *= scale
-				a.dy[i] *= scale
-			}
-			for i := range a.coef {
-				if f := i % (coefLen * lanes) / lanes; f == fieldN || f == fieldK1 {
-					a.coef[i] *= scale
-				}
-			}
-			b := a
-			b.y, b.coefStep, b.strideDY, b.strideY = make([]float32, n), coefLen*lanes, n, n
-			b.aAsFactors()
-			k.run(path, &a, 0)
-			kernelCase{kernelScaledGrad, cols, Identity, 0}.run(path, &b, 0)
 			if i, ok := sameBits(b.y, a.y); !ok {
 				t.Fatalf("%v, scale %v: y[%d] is %g, want %g", path, scale, i, b.y[i], a.y[i])
 			}

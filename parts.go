@@ -403,15 +403,7 @@ func (w *workspace) setSums(sums *GradSums) {
 	copyCut(w.channels.sumA, sums.G)
 	copyCut(w.channels.sumB, sums.GD)
 	n := w.geo.channels
-	if w.sample(applyThem); w.tinyG {
-		w.findPlain(0, n)
-		for c := range n {
-			if w.tinyOf(c)&tinyGradients != 0 {
-				w.channels.sumA[c] *= tinyScale
-				w.channels.sumB[c] *= tinyScale
-			}
-		}
-	}
+	w.sample(applyThem)
 	w.setGrads(0, n, false, totals{a: w.channels.sumA, b: w.channels.sumB})
 	w.spread(0, n, fieldK1, fieldK2)
 }

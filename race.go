@@ -35,7 +35,12 @@ func (a *kernelArgs) race(kernel int, l layout) {
 				runtime.RaceReadRange(unsafe.Pointer(&a.dy[r*a.strideDY]), 4*a.n)
 			}
 			runtime.RaceReadRange(unsafe.Pointer(&a.x[r*a.stride]), 4*a.n)
-			runtime.RaceWriteRange(unsafe.Pointer(&a.y[r*a.strideY]), 4*a.n)
+			if a.res != nil {
+				runtime.RaceReadRange(unsafe.Pointer(&a.res[r*a.strideRes]), 4*a.n)
+			}
+			if !takesSums(kernel) {
+				runtime.RaceWriteRange(unsafe.Pointer(&a.y[r*a.strideY]), 4*a.n)
+			}
 		}
 		return
 	}

@@ -73,11 +73,8 @@ func (w *workspace) larger(x []float32, rows, n, stride int, acc []float32) {
 
 // measure sets the extents of the flagged channels of c0 to c1-1 to their largest
 // magnitudes: of x forward, and of g backward.
-func (w *workspace) measure(c0, c1 int) { w.measureStage(&w.again, c0, c1) }
-
-// measureStage is measure for the tensors and the activation of a stage.
-func (w *workspace) measureStage(s *stage, c0, c1 int) {
-	ch := &w.channels
+func (w *workspace) measure(c0, c1 int) {
+	s, ch := &w.again, &w.channels
 	n := 0
 	for c := c0; c < c1; c++ {
 		if ch.flag[c] {
@@ -561,7 +558,7 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 	looks, again := 0, 0
 	for c := c0; c < c1; c++ {
 		ch.extent[c] = 0
-		ch.flag[c] = w.tinyOf(c)&tinyGradients == 0 && (check && w.suspicious(c) || !w.ordinary(c) && w.strange(c))
+		ch.flag[c] = (w.tinyOf(c) == 0 || ch.isWide(c)) && (check && w.suspicious(c) || !w.ordinary(c) && w.strange(c))
 		if ch.flag[c] {
 			looks++
 		}
@@ -623,11 +620,7 @@ func (w *workspace) suspicious(c int) bool {
 // trusts reports whether sums of exactly 0 are believed to be sums of zeros: the least
 // magnitude of dy times a deviation of 1/invstd does not vanish.
 func (w *workspace) trusts(c int) bool {
-	least := w.least
-	if w.tinyG && w.channels.plain[c] { // its gradients are not scaled
-		least *= 1.0 / tinyScale
-	}
-	return float64(least*w.values) >= float64(w.values*w.channels.invstd[c])*gradMin
+	return float64(w.least*w.values) >= float64(w.values*w.channels.invstd[c])*gradMin
 }
 
 // strange reports whether dx of a channel may need scaled values: its constants are outside

@@ -15,7 +15,7 @@ type rowScratch struct {
 	args        kernelArgs // of the kernel that takes sums
 	next        kernelArgs // of the kernel that takes turns with it
 	none        kernelArgs // without work: no kernel takes turns
-	tiny        byte       // of the channels whose sums are taken
+	tiny        bool       // numbers of the channels whose sums are taken are tiny
 }
 
 // newRowScratch has room for a group of n channels; n is a multiple of 8.
@@ -118,19 +118,18 @@ func (w *workspace) sumGroup(st *stage, s *rowScratch, c0, c1, seg int, pending 
 	first := seg*w.geo.channels + c0
 	sumA, sumB := w.channels.segmentA[first:first+n], w.channels.segmentB[first:first+n]
 	segment := w.geo.segment(seg)
-	s.tiny = 0
+	s.tiny = false
 	if w.backward && scale != nil {
 		w.sumWindow(st, s, c0, segment, w.coef[c0*coefLen:], pending, scale, sumA, sumB)
 		return
 	}
 	if w.backward {
 		for c, end := c0, c0; c < c1; c = end {
-			if s.tiny, end = w.tinyRun(c, c1); s.tiny != 0 {
+			if s.tiny, end = w.tinyRun(c, c1); s.tiny {
 				w.writeAll(pending) // tiny sums take no turns
 			}
 			w.sumWindow(st, s, c, segment, w.coef[c*coefLen:], pending, nil, sumA[c-c0:end-c0], sumB[c-c0:end-c0])
 		}
-		w.scaleBackSums(sumB, c0)
 		return
 	}
 	clear(sumA)
@@ -151,7 +150,7 @@ func (w *workspace) sumGroup(st *stage, s *rowScratch, c0, c1, seg int, pending 
 // with the pending outputs. It sets a and b to the two sums of each channel.
 func (w *workspace) sumWindow(st *stage, s *rowScratch, c int, win window, coef []float32, pending *kernelArgs, scale *constants, a, b []float64) {
 	n := len(a)
-	if win.inOneSum() {
+	if win.inOneSum() && !s.tiny {
 		w.sumLanes(st, s, c, n, win, coef, pending, scale)
 		w.plan.path.reduceShort(a, b, s.acc)
 		return
@@ -173,7 +172,7 @@ func (w *workspace) sumLanes(st *stage, s *rowScratch, c, n int, win window, coe
 		w.sumScaledRows(st, s, c, win, coef, scale)
 		return
 	}
-	if s.tiny != 0 {
+	if s.tiny {
 		w.sumTinyRows(s, c, n, win)
 		return
 	}
@@ -269,7 +268,7 @@ func (w *workspace) writeAlike(k *kernelArgs, c int, outputs byte) {
 	case outputs&wideOutputs != 0:
 		w.writeCarefully(c, k.at, k.images, k.n, k.n+k.imageGap)
 	case outputs != 0:
-		w.writeTinyRows(k, c, outputs)
+		w.writeTinyRows(k, c)
 	default:
 		w.writeAll(k)
 	}

@@ -20,7 +20,6 @@ type situation struct {
 	inPlace  bool // an output is an input
 	costly   bool // backward: the activation's derivative takes longer to compute than to store and to read again
 	storable bool // backward: an output may hold g between the two phases
-	tinyG    bool // channels have tiny gradients
 	masked   bool // values come from a source: gathered by a mask, or computed from y
 }
 
@@ -122,7 +121,7 @@ func choose(g *geometry, s situation, l limits) way {
 	w := way{layout: g.layout}
 	elements := g.outer * g.channels * g.inner
 	w.stream = s.path == PathAVX2 && s.do&applyThem != 0 && !s.inPlace && 4*elements >= l.stream
-	w.stores = s.do == bothPhases && s.costly && s.storable && !s.masked && !s.tinyG
+	w.stores = s.do == bothPhases && s.costly && s.storable && !s.masked
 	w.stream = w.stream && !(w.stores && s.writes == 1) // dx takes the place of g
 	if g.layout == cols {
 		chooseCols(&w, g, s, l)

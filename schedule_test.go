@@ -56,8 +56,6 @@ func scheduleOf(t *testing.T, in string) (situation, limits) {
 			s.inPlace = true
 		case "masked":
 			s.masked = true
-		case "tinyG":
-			s.tinyG = true
 		case "sums":
 			s.do = takeSums
 		case "apply":
@@ -94,7 +92,6 @@ var schedules = []scheduled{
 	{"or in dresidual, apart from dx", Shape{32, 64, 3136}, "costly reads=3 writes=2", "rows group 1 turns stores g non-temporal", 64, 6422528},
 	{"but not over x, which dx needs", Shape{32, 64, 3136}, "costly unstorable", "rows group 1 turns non-temporal", 64, 6422528},
 	{"nor where values are gathered", Shape{32, 64, 3136}, "costly masked", "rows group 1 non-temporal", 64, 6422528},
-	{"nor where some gradients are tiny, which are scaled", Shape{32, 64, 3136}, "costly tinyG", "rows group 1 turns non-temporal", 64, 6422528},
 	{"nor where there are no sums to store it from", Shape{32, 64, 3136}, "costly apply", "rows group 1 non-temporal", 64, 6422528},
 	{"nor where nothing is computed from it", Shape{32, 64, 3136}, "costly sums", "rows group 1", 64, 6422528},
 	{"where the third-level cache is far, smaller tensors take non-temporal stores", Shape{16, 64, 784}, "intel",

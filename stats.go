@@ -206,6 +206,16 @@ func (d *gradient) set(f *affine, invstd, p, r, n float64) {
 	d.wide = f.wide || wild(d.k1, gradMin, sureMax) || wild(d.k2, gradMin, sureMax)
 }
 
+// set64 is set for kernels that compute dx in float64, with the deviations of x from the float32
+// nearest the mean. Nothing leaves their range.
+func (d *gradient) set64(mean, invstd, p, r, n float64) {
+	low := mean - float64(float32(mean))
+	r -= float64(low * p)
+	d.dbeta, d.dgamma = p, r*invstd
+	d.k2 = float64(d.dgamma*invstd) / n
+	d.k1 = p/n - float64(low*d.k2)
+}
+
 // negligible is the ratio of xhat's part in dx to the mean's part up to which xhat's part
 // is left out. |xhat| is at most sqrt(n). Products of a tiny k2 and a tiny x-m would
 // vanish, which takes some processors a hundred times as long.
@@ -222,8 +232,7 @@ func gradSumsAreSafe(p, r, n, invstd float64) bool {
 	return r >= n*gradMin || p >= n*invstd*gradMin
 }
 
-// scaledGradient is a gradient for x times 2^powerX and g times 2^powerG. dx is a float64
-// product with the scale.
+// scaledGradient is a gradient for x times 2^powerX and g times 2^powerG.
 type scaledGradient struct {
 	powerX, powerG int
 	m, k1, k2      float32

@@ -9,32 +9,24 @@ import (
 
 // Channels of tiny numbers: gradients, or values of x, that are subnormal or nearly so, or
 // constants that are. Float32 products of them are subnormal: they lose digits, and each
-// takes a microcode assist of about a hundred cycles on Intel's processors. Such channels go
-// block by block, in memory that stays in a cache. The products for z, g and dx are taken in
-// float64 there and rounded once. Where no constant is tiny, that gives the bits of float32
-// products. Sums are of gradients and deviations that are multiplied by a power of two, and
-// so is dx before it is rounded.
+// takes a microcode assist of about a hundred cycles on Intel's processors. For such channels
+// z, the sums of a backward pass and dx are products in float64, which none of these numbers
+// leaves, block by block of values that stay in a cache. z is rounded to float32, and so has the
+// bits of a float32 product unless its factor is tiny.
 //
 // Constants are known to be tiny. Four values of a channel decide on the others, so that the
-// decision is the same on every path and for any number of workers. Where a channel has
-// gradients that are not tiny, or constants that are too large for float32, the sums of
-// scaled gradients can't be relied on. Such a channel is plain: its sums are taken again
-// without a scale, and its gradients are not scaled.
+// decision is the same on every path and for any number of workers.
 
-const (
-	tinyPower = 100
-	tinyScale = 1 << tinyPower
-	// tinyMost is the largest magnitude of a tiny number. Products of larger ones are
-	// seldom subnormal.
-	tinyMost = 0x1p-110
-)
+// tinyMost is the largest magnitude of a tiny number. Products of larger ones are
+// seldom subnormal.
+const tinyMost = 0x1p-110
 
 // Which numbers of a channel, or of some channels, are tiny.
 const (
 	tinyDeviations = 1 << iota // of x from the mean: x is tiny, and so is its mean
 	tinyGradients
 	tinyFactors // the scale: the channel is small
-	mixedKinds  // of channels side by side, which are not all alike
+	mixedKinds  // of channels side by side, of which some have tiny numbers and some have none
 )
 
 // ---- which channels
@@ -60,7 +52,7 @@ func (w *workspace) sample(do phases) {
 	if n := w.geo.channels; w.backward && w.sums.act.kind != actIdentity && w.anyFormed(0, n) { // sums take z
 		for c, form := range w.channels.form[:n] {
 			if form == smallForm {
-				w.beginKind(tinyFactors)
+				w.beginTiny()
 				w.channels.tiny[c] |= tinyFactors
 			}
 		}
@@ -101,16 +93,16 @@ func (w *workspace) look(c int, kind byte, most uint32) {
 	if most-1 >= tinyBits {
 		return
 	}
-	w.beginKind(kind)
+	w.beginTiny()
 	w.channels.tiny[c] |= kind
 }
 
-// beginKind says that there are channels of a kind.
-func (w *workspace) beginKind(kind byte) {
-	if !w.anyTiny() {
+// beginTiny says that there are channels of tiny numbers.
+func (w *workspace) beginTiny() {
+	if !w.anyTiny {
 		clear(w.channels.tiny)
 	}
-	w.tinyG, w.tinyX, w.tinyZ = w.tinyG || kind == tinyGradients, w.tinyX || kind == tinyDeviations, w.tinyZ || kind == tinyFactors
+	w.anyTiny = true
 }
 
 // largestAt returns the bits of the largest magnitude of the sampled values, which lie
@@ -148,7 +140,7 @@ func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]i
 		for _, i := range at[1:] {
 			w.larger(values[i+first:], 1, len(extent), 0, extent)
 		}
-		w.beginKind(kind)
+		w.beginTiny()
 		tiny := w.channels.tiny[first:end]
 		for i, v := range extent[:len(tiny)] {
 			if math.Float32bits(v)-1 < tinyBits {
@@ -165,56 +157,55 @@ func magnitudeBits(v float32) uint32 { return math.Float32bits(v) &^ (1 << 31) }
 // tinyBits has the bits of tinyMost.
 const tinyBits = (127 - 110) << 23
 
-// anyTiny reports whether numbers of a channel are tiny.
-func (w *workspace) anyTiny() bool { return w.tinyG || w.tinyX || w.tinyZ }
-
 // tinyOf returns which numbers of a channel are tiny.
 func (w *workspace) tinyOf(c int) byte {
-	if !w.anyTiny() {
+	if !w.anyTiny {
 		return 0
 	}
 	return w.channels.tiny[c]
 }
 
-// tinyRun returns which numbers are tiny of channel c, and the end of the channels from c on
-// that are alike.
-func (w *workspace) tinyRun(c, c1 int) (kind byte, end int) {
-	if !w.anyTiny() {
-		return 0, c1
+// tinyRun reports whether numbers of channel c are tiny, and returns the end of the channels
+// from c on that are like it.
+func (w *workspace) tinyRun(c, c1 int) (tiny bool, end int) {
+	if !w.anyTiny {
+		return false, c1
 	}
-	kind = w.channels.tiny[c]
-	for end = c + 1; end < c1 && w.channels.tiny[end] == kind; end++ {
+	tiny = w.channels.tiny[c] != 0
+	for end = c + 1; end < c1 && (w.channels.tiny[end] != 0) == tiny; end++ {
 	}
-	return kind, end
+	return tiny, end
 }
 
-// kindOfColumns returns the kind of n columns from column j on, given those of channels: all
-// that occur, and mixedKinds if they are not alike.
+// kindOfColumns returns the kinds that occur among n columns from column j on, given those of
+// channels, and mixedKinds if there are columns of none as well.
 func (w *workspace) kindOfColumns(kinds []byte, j, n int) (kind byte) {
+	none := false
 	if w.geo.width == w.geo.channels && n%lanes == 0 {
-		first := uint64(kinds[j]) * (math.MaxUint64 / math.MaxUint8) // in all bytes
-		all, same := uint64(0), true
+		all := uint64(0)
 		for end := j + n; j < end; j += lanes {
 			v := binary.LittleEndian.Uint64(kinds[j:])
-			all, same = all|v, same && v == first
-		}
-		if same {
-			return byte(first)
+			all, none = all|v, none || !noByteZero(v)
 		}
 		all |= all >> 32
 		all |= all >> 16
-		all |= all >> 8
-		return byte(all) | mixedKinds
-	}
-	first := kinds[w.channelOf(j)]
-	kind = first
-	for ; n > 0; j, n = j+1, n-1 {
-		if k := kinds[w.channelOf(j)]; k != first {
-			kind |= k | mixedKinds
+		kind = byte(all | all>>8)
+	} else {
+		for ; n > 0; j, n = j+1, n-1 {
+			k := kinds[w.channelOf(j)]
+			kind, none = kind|k, none || k == 0
 		}
+	}
+	if none && kind != 0 {
+		kind |= mixedKinds
 	}
 	return kind
 }
+
+// eachByte is 1 in each byte.
+const eachByte = math.MaxUint64 / math.MaxUint8
+
+func noByteZero(v uint64) bool { return (v-eachByte)&^v&(eachByte<<7) == 0 }
 
 // firstKind returns the first of the columns from j to end-1 whose channel is of a kind, or
 // one of the 8 columns with it, and end if there is none.
@@ -239,7 +230,14 @@ func (w *workspace) columnsAlike(kinds []byte, j, end, unit int) (kind byte, nex
 		return 0, end
 	}
 	kind = w.kindOfColumns(kinds, j, min(unit, end-j))
-	for next = min(j+unit, end); next < end && next-j < mostSpan && w.kindOfColumns(kinds, next, min(unit, end-next)) == kind; {
+	next = min(j+unit, end)
+	if w.geo.width == w.geo.channels && kind < mixedKinds { // quickly, where all are alike
+		for v := uint64(kind) * eachByte; next+lanes <= end && next-j < mostSpan && binary.LittleEndian.Uint64(kinds[next:]) == v; {
+			next += lanes
+		}
+		next = j + (next-j)/unit*unit
+	}
+	for next < end && next-j < mostSpan && w.kindOfColumns(kinds, next, min(unit, end-next)) == kind {
 		next = min(next+unit, end)
 	}
 	return kind, next
@@ -253,12 +251,11 @@ func (w *workspace) columnsAlike(kinds []byte, j, end, unit int) (kind byte, nex
 var (
 	minusZeros   = repeated(negativeZero)
 	plusOnes     = repeated(1)
+	zeros        = repeated(0)
 	once         = sameFactor(1)
-	scaledUp     = sameFactor(tinyScale)
 	asItIs       = []float32{fieldN: negativeZero, fieldA: 1, fieldB: negativeZero, fieldK1: 0, fieldK2: 0}
 	asZero       = []float32{fieldN: negativeZero, fieldA: 0, fieldB: negativeZero, fieldK1: 0, fieldK2: 0}
 	columnAsItIs = inAllLanes(asItIs)
-	columnAsZero = inAllLanes(asZero)
 )
 
 // sameFactor returns the factors of columns that are all multiplied by v: one, with room for
@@ -344,10 +341,9 @@ func (w *workspace) streams(k *kernelArgs) bool {
 
 const vectorBytes = 4 * lanes
 
-// products runs a kernel that takes products in float64 on the rows of a block, with the
-// constants of its channels, or without any, and with their factors, or one for all. k
-// changes.
-func (w *workspace) products(buf *buffers, kernel int, k *kernelArgs, coef []float32, factors []float64, b *block) {
+// products runs kernelScale on the rows of a block, with the constants of its channels, or
+// without any, and with their factors, or one for all. k changes.
+func (w *workspace) products(buf *buffers, act Activation, k *kernelArgs, coef []float32, factors []float64, b *block) {
 	k.rows, k.n, k.coef = b.rows, b.n, columnAsItIs[:]
 	same := len(factors) == 1
 	if w.geo.layout == cols {
@@ -358,14 +354,14 @@ func (w *workspace) products(buf *buffers, kernel int, k *kernelArgs, coef []flo
 		if !same {
 			k.factorStep = lanes
 		}
-		w.plan.path.run(kernel, cols, Identity, k)
+		w.plan.path.run(kernelScale, cols, act, k)
 		return
 	}
 	of := &buf.constants.factors
 	k.factors = of[:]
 	if coef == nil && same {
 		fill(of[:], factors[0])
-		w.plan.path.run(kernel, cols, Identity, k)
+		w.plan.path.run(kernelScale, cols, act, k)
 		return
 	}
 	all, channels := *k, max(1, b.channels)
@@ -373,7 +369,7 @@ func (w *workspace) products(buf *buffers, kernel int, k *kernelArgs, coef []flo
 		n := b.n / channels
 		i := c * n
 		*k = all
-		k.n, k.x, k.dy, k.y = n, all.x[i:], from(all.dy, i), all.y[i:]
+		k.n, k.x, k.y = n, all.x[i:], all.y[i:]
 		k.stream = all.stream && i%lanes == 0
 		if coef != nil {
 			record := &buf.constants.record
@@ -381,157 +377,146 @@ func (w *workspace) products(buf *buffers, kernel int, k *kernelArgs, coef []flo
 			k.coef = record[:]
 		}
 		fill(of[:], factors[min(c, len(factors)-1)])
-		w.plan.path.run(kernel, cols, Identity, k)
+		w.plan.path.run(kernelScale, cols, act, k)
 	}
 }
 
-// The lists of factors that are made for a block.
-const (
-	factorsZ   = iota // a, or the scale of a small channel
-	factorsDX         // the same, divided by the power of two of tiny gradients
-	factorsUp         // this power
-	factorsDev        // the power of two of tiny deviations
-	numLists
-)
+// ---- constants
 
-// factors returns the factors of a block, or one for all. They are made unless they are
-// those that were made last.
-func (w *workspace) factors(buf *buffers, list int, coef []float32, b *block) []float64 {
-	var ofKind [tinyFactors]float64
-	for kind := range ofKind {
-		ofKind[kind] = w.factorOf(list, byte(kind))
+// factorZ returns the factor of x-m in z of a channel: a, or the scale where that is small.
+func (w *workspace) factorZ(c int, a float32) float64 {
+	switch w.channels.form[c] {
+	case smallForm:
+		return w.channels.scale[c]
+	case wideForm:
+		f := w.channels.affine(c)
+		return f.factor()
 	}
-	f, alike, small := ofKind[b.tiny%tinyFactors], b.tiny&mixedKinds == 0, b.tiny&tinyFactors != 0
-	n := b.n
+	return float64(a)
+}
+
+// setFactors sets the factors of n columns from column j on, or in rows of n channels. coef
+// has their constants.
+func (w *workspace) setFactors(k *constants, coef []float32, j, n int) {
+	list := k.ofZ[:]
 	if w.geo.layout == rows {
-		n = max(1, b.channels)
+		for i := range n {
+			list[i] = w.factorZ(j+i, coef[i*coefLen+fieldA])
+		}
+		return
 	}
-	switch {
-	case !alike:
-	case list >= factorsUp && f == 1:
-		return once
-	case list >= factorsUp:
-		return scaledUp
-	case small && f == 1 && (w.geo.layout == rows || w.geo.width == w.geo.channels):
-		return w.channels.scale[b.column:][:n]
-	}
-	k := &buf.constants
-	factors := k.lists[list][:n]
-	if k.made[list] == &coef[0] {
-		return factors
-	}
-	k.made[list] = &coef[0]
-	for j := 0; w.geo.layout == rows && j < n; j++ {
-		if factors[j] = f * float64(coef[j*coefLen+fieldA]); small {
-			factors[j] = f * w.channels.scale[b.column+j]
+	for i := 0; i < n; i += lanes {
+		to, from := (*[lanes]float64)(list[i:]), (*[lanes]float32)(coef[i*coefLen+fieldA*lanes:])
+		for l, a := range from {
+			to[l] = float64(a)
 		}
 	}
-	for j := 0; w.geo.layout == cols && j < n; j += lanes {
-		to, a := (*[lanes]float64)(k.lists[list][j:]), (*[lanes]float32)(coef[j*coefLen+fieldA*lanes:])
-		if alike && !small {
-			for l, a := range a {
-				to[l] = f * float64(a)
+	if !w.anyFormed(0, w.geo.channels) {
+		return
+	}
+	for i := range n {
+		list[i] = w.factorZ(w.channelOf(j+i), float32(list[i]))
+	}
+}
+
+// leastThrough returns the least float64 product p for which float32(p)+b is above 0, or NaN if
+// there is none. The float32 nearest p must be above -b: p is above the middle between -b
+// and the next float32, or is the middle, if that is rounded up, to the even number.
+func leastThrough(b float32) float64 {
+	last := math.Float32bits(-b)
+	if last<<1-1 >= endBits {
+		return leastThroughEnds(b)
+	}
+	up := 1 + 2*(int32(last)>>31) // the bits of negative numbers are in the opposite order
+	middle := (float64(-b) + float64(math.Float32frombits(last+uint32(up)))) / 2
+	return math.Float64frombits(math.Float64bits(middle) + uint64(int64(up)*int64(1&^last)))
+}
+
+// endBits are the bits of the exponent of the largest numbers, above the sign. Numbers that
+// exceed it are those, infinities and NaN; 0 less 1 does, too.
+const endBits = 0xfe<<24 - 1
+
+// leastThroughEnds is leastThrough where -b is 0, or at an end of the range.
+func leastThroughEnds(b float32) float64 {
+	const end = 0x1p128 // in place of an infinity
+	switch last, next := -float64(b), float64(math.Nextafter32(-b, float32(math.Inf(1)))); {
+	case b != b || last > math.MaxFloat32:
+		return math.NaN()
+	case last == 0:
+		return 0x1p-150 * (1 + 0x1p-52)
+	default:
+		middle := (max(last, -end) + min(next, end)) / 2
+		if math.Float32bits(b)&1 != 0 {
+			return middle
+		}
+		return math.Nextafter(middle, end)
+	}
+}
+
+// setRecords sets the records of n columns from column j on. coef has the constants of the
+// columns. Those of dx are known with the sums.
+func (w *workspace) setRecords(k *constants, coef []float32, j, n int) {
+	path, ch, plain := w.plan.path, &w.channels, w.geo.width == w.geo.channels && j%lanes == 0
+	for i := 0; i < n; i += lanes {
+		if v := path.whole(roundUp(n-i, lanes)); plain && v > 0 {
+			f := &ch.fields
+			k := channelArgs{n: v, step: 4 * f.group, neg: f.from(fieldN, j+i), a: f.from(fieldA, j+i), b: f.from(fieldB, j+i),
+				scale: ch.scale[j+i:], otherA: ch.k1[j+i:], otherB: ch.k2[j+i:], records: k.records64[i/lanes:]}
+			k.run(channelRecords64)
+			if i += v - k.n; i >= n {
+				return
 			}
-			continue
 		}
-		w.mixedFactors(to, list, &ofKind, a, b, j)
-	}
-	return factors
-}
-
-// mixedFactors sets the factors of columns of a block from column j on, whose channels are
-// not all alike, or small.
-func (w *workspace) mixedFactors(to *[lanes]float64, list int, ofKind *[tinyFactors]float64, a *[lanes]float32, b *block, j int) {
-	kinds, n := [lanes]byte{}, min(lanes, b.n-j)
-	w.kindsOf(&kinds, b.column+j, n)
-	for l, kind := range kinds {
-		to[l] = ofKind[kind%tinyFactors]
-	}
-	if list >= factorsUp {
-		return
-	}
-	for l, a := range a {
-		to[l] *= float64(a)
-	}
-	for l := 0; b.tiny&tinyFactors != 0 && l < n; l++ {
-		if c := w.channelOf(b.column + j + l); w.channels.form[c] == smallForm {
-			to[l] = w.channels.scale[c] * ofKind[kinds[l]%tinyFactors]
-		}
+		w.setEight(&k.records64[i/lanes], (*record)(coef[i*coefLen:]), j+i, min(lanes, n-i))
 	}
 }
 
-// kindsOf sets the kinds of n columns from column j on.
-func (w *workspace) kindsOf(kinds *[lanes]byte, j, n int) {
-	*kinds = [lanes]byte{}
-	switch tiny := w.channels.tiny; {
-	case !w.anyTiny():
-		return
-	case w.geo.width == w.geo.channels && j+lanes <= len(tiny):
-		*kinds = [lanes]byte(tiny[j:])
-		return
-	}
+// setEight is setRecords for the n columns of a vector from column j on.
+func (w *workspace) setEight(r *record64, from *record, j, n int) {
+	ch := &w.channels
+	r.n = [lanes]float32(from[fieldN*lanes:])
 	for l := range n {
-		kinds[l] = w.channels.tiny[w.channelOf(j+l)]
+		c := w.channelOf(j + l)
+		r.s[l], r.l[l] = w.factorZ(c, from[fieldA*lanes+l]), leastThrough(from[fieldB*lanes+l])
+		r.k1[l], r.k2[l], r.a[l] = ch.k1[c], ch.k2[c], ch.scale[c]
 	}
 }
 
-// factorOf returns the factor of channels with tiny gradients or deviations. In lists for z
-// and dx it multiplies the scale.
-func (w *workspace) factorOf(list int, kind byte) float64 {
-	switch {
-	case list == factorsDX && kind&tinyGradients != 0 && !w.frozen:
-		return 1.0 / tinyScale
-	case list == factorsUp && kind&tinyGradients != 0, list == factorsDev && kind&tinyDeviations != 0:
-		return tinyScale
-	}
-	return 1
+// setRecord sets the first record to that of channel c, in all lanes.
+func (w *workspace) setRecord(k *constants, coef []float32, c int) {
+	r, ch := &k.records64[0], &w.channels
+	r.n[0], r.s[0], r.l[0] = coef[fieldN], w.factorZ(c, coef[fieldA]), leastThrough(coef[fieldB])
+	r.k1[0], r.k2[0], r.a[0] = ch.k1[c], ch.k2[c], ch.scale[c]
+	r.inAllLanes()
 }
 
-// scaledMeans returns records for the sums of deviations, with the means of the channels of
-// a block, times the factors. z is the residual alone. They are made unless they are those
-// that were made last.
-func (w *workspace) scaledMeans(buf *buffers, coef []float32, b *block, factors []float64) []float32 {
-	k := &buf.constants
-	if k.made[numLists] == &coef[0] {
-		return k.means
-	}
-	k.made[numLists] = &coef[0]
-	if w.geo.layout == rows {
-		for c := range max(1, b.channels) {
-			record := k.means[c*coefLen:]
-			record[fieldN], record[fieldA], record[fieldB] = float32(float64(coef[c*coefLen+fieldN])*factors[0]), 0, negativeZero
-		}
-		return k.means
-	}
-	for j := 0; j < b.n; j += lanes {
-		from, to := (*[lanes]float32)(coef[j*coefLen+fieldN*lanes:]), (*record)(k.means[j*coefLen:])
-		*to = columnAsZero
-		for l, v := range from {
-			f := factors[0]
-			if len(factors) > 1 {
-				f = k.lists[factorsDev][j+l]
+// setMasks sets the masks of n columns from column j on, given the kinds of channels: all ones
+// where nothing is tiny. For the kernels in float32 it copies their constants, which turn x and g
+// to 0 in the other columns, so that no product there is subnormal.
+func (w *workspace) setMasks(k *constants, kinds []byte, coef []float32, j, n int) {
+	for i := 0; i < n; i += lanes {
+		r := (*record)(k.z[i*coefLen:])
+		*r = *(*record)(coef[i*coefLen:])
+		for l := range min(lanes, n-i) {
+			if kinds[w.channelOf(j+i+l)]&^wideOutputs == 0 {
+				k.masks[i+l] = math.Float32frombits(math.MaxUint32)
+				continue
 			}
-			to[fieldN*lanes+l] = float32(float64(v) * f)
+			k.masks[i+l] = 0
+			r[fieldA*lanes+l], r[fieldB*lanes+l], r[fieldK1*lanes+l], r[fieldK2*lanes+l] = 0, closed, 0, 0
 		}
 	}
-	return k.means
 }
 
-// scaleUp sets dst to gradients of a block, without gaps, multiplied by the power of two
-// for tiny ones. src has rows that are stride values apart.
-func (w *workspace) scaleUp(buf *buffers, dst, src, coef []float32, b *block, stride int) []float32 {
-	factors := w.factors(buf, factorsUp, coef, b)
-	if len(factors) == 1 {
-		return w.times(dst, src, factors[0], b.rows, b.n, stride)
-	}
-	w.products(buf, kernelScale, &kernelArgs{x: src, y: dst, stride: stride, strideY: b.n}, nil, factors, b)
-	return dst
-}
+// closed is a z at which ReLU and most of the activations have a slope of 0.
+const closed = -0x1p100
+
+// ---- gradients and outputs
 
 // preActivations sets z of a block, with the bits that a kernel computes, and returns it.
 func (w *workspace) preActivations(buf *buffers, coef []float32, b *block) []float32 {
 	z := buf.scaled[:]
-	w.products(buf, kernelScale, &kernelArgs{x: b.x, y: z, stride: b.step(), strideY: b.n}, coef, w.factors(buf, factorsZ, coef, b), b)
+	w.products(buf, Identity, &kernelArgs{x: b.x, y: z, stride: b.step(), strideY: b.n, fetch: b.fetch}, coef, buf.constants.ofZ[:], b)
 	if b.res != nil {
 		res := w.packed(buf.res[:], b.res, b)
 		w.alike(kernelNormalize, Identity, &kernelArgs{x: res, res: z, y: z, coef: asItIs}, b.len())
@@ -539,77 +524,93 @@ func (w *workspace) preActivations(buf *buffers, coef []float32, b *block) []flo
 	return z
 }
 
-// gated returns g of ReLU: dy where z is above 0, and 0 elsewhere. dy has rows that are
-// stride values apart.
-func (w *workspace) gated(buf *buffers, coef []float32, b *block, dy []float32, stride int) []float32 {
-	k := kernelArgs{x: b.x, dy: dy, y: buf.g[:], stride: b.step(), strideDY: stride, strideY: b.n}
-	factors := w.factors(buf, factorsZ, coef, b)
-	if b.res != nil {
-		k.x, k.stride = w.preActivations(buf, coef, b), b.n
-		coef, factors = nil, once
-	}
-	w.products(buf, kernelGate, &k, coef, factors, b)
+// gated returns g of ReLU: dy where z is above 0, and 0 elsewhere.
+func (w *workspace) gated(buf *buffers, coef []float32, b *block) []float32 {
+	z := w.preActivations(buf, coef, b)
+	k := kernelArgs{x: minusZeros, dy: w.packed(buf.dy[:], b.dy, b), res: z, y: z, dres: buf.g[:], coef: asZero} // dx is not used
+	w.alike(kernelInputGrad, ReLU, &k, b.len())
 	return buf.g[:]
 }
 
-// slopeTimes returns act'(z)*dy of a block, as a float32 product. dy has no gaps.
-func (w *workspace) slopeTimes(act Activation, buf *buffers, coef []float32, b *block, dy []float32) []float32 {
-	z, g := w.preActivations(buf, coef, b), buf.g[:]
-	k := kernelArgs{x: minusZeros, dy: dy, res: z, y: z, dres: g, coef: asZero} // dx is not used
+// slopes returns act'(z) of a block.
+func (w *workspace) slopes(act Activation, buf *buffers, coef []float32, b *block) []float32 {
+	to := buf.g[:]
+	if w.applyTiny.slopes != nil && !b.apart() && !b.mixed { // they are to be stored
+		to = b.dres
+	}
+	if w.geo.layout == rows && b.channels == 1 && b.rows == 1 && w.tinyOf(b.column) == tinyGradients { // no product for z is tiny
+		k := kernelArgs{x: b.x, dy: plusOnes, res: b.res, y: buf.scaled[:], dres: to, coef: coef} // dx is not used
+		w.alike(kernelInputGrad, act, &k, b.len())
+		return to
+	}
+	z := w.preActivations(buf, coef, b)
+	k := kernelArgs{x: minusZeros, dy: plusOnes, res: z, y: z, dres: to, coef: asZero} // dx is not used
 	w.alike(kernelInputGrad, act, &k, b.len())
-	return g
+	return to
 }
 
-// gradientsOf returns g = dy*act'(z) of a block, without gaps. Tiny gradients are
-// multiplied by their power of two first if scaled is set; otherwise g has the bits that a
-// kernel computes.
-func (w *workspace) gradientsOf(act Activation, buf *buffers, coef []float32, b *block, scaled bool) []float32 {
-	tiny := b.tiny&tinyGradients != 0
-	switch {
-	case act.variant() == actNone && !(scaled && tiny):
+// gradientsOf returns g = dy*act'(z) of a block, without gaps, with the bits that a kernel
+// computes.
+func (w *workspace) gradientsOf(act Activation, buf *buffers, coef []float32, b *block) []float32 {
+	switch act.variant() {
+	case actNone:
 		return w.packed(buf.dy[:], b.dy, b)
-	case act.variant() == actInline && !(scaled && tiny):
-		return w.gated(buf, coef, b, b.dy, b.step())
-	case !tiny:
-		return w.slopeTimes(act, buf, coef, b, w.packed(buf.dy[:], b.dy, b))
-	case scaled:
-		switch dy := w.scaleUp(buf, buf.dy[:], b.dy, coef, b, b.step()); {
-		case act.variant() == actNone:
-			return dy
-		case b.tiny == tinyGradients && !b.apart(): // no product is small
-			k := kernelArgs{x: b.x, dy: dy, res: b.res, y: buf.scaled[:], dres: buf.g[:], coef: coef} // dx is not used
-			w.elementwise(kernelInputGrad, act, &k, b)
-			return buf.g[:]
-		case act.variant() == actInline:
-			return w.gated(buf, coef, b, dy, b.n)
-		default:
-			return w.slopeTimes(act, buf, coef, b, dy)
-		}
+	case actInline:
+		return w.gated(buf, coef, b)
 	}
-	slopes := w.slopeTimes(act, buf, coef, b, plusOnes)
+	slopes, g := w.packed(buf.g[:], b.slopes, b), buf.g[:]
+	if slopes == nil {
+		slopes = w.slopes(act, buf, coef, b)
+	}
 	dy, factors := w.packed(buf.dy[:], b.dy, b), &buf.constants.slopes
 	for i, n := 0, b.len(); i < n; i += mostSpan {
 		m := min(mostSpan, n-i)
 		for j, v := range slopes[i : i+m] {
 			factors[j] = float64(v)
 		}
-		k := kernelArgs{x: dy[i:], y: slopes[i:], coef: columnAsItIs[:], factors: factors[:], factorStep: lanes, rows: 1, n: m, stride: m, strideY: m}
+		k := kernelArgs{x: dy[i:], y: g[i:], coef: columnAsItIs[:], factors: factors[:], factorStep: lanes, rows: 1, n: m, stride: m, strideY: m}
 		w.plan.path.run(kernelScale, cols, Identity, &k)
 	}
-	return slopes
+	return g
 }
+
+// operands64 sets the operands of a kernel in float64 for a block, and returns its activation.
+func (w *workspace) operands64(k *kernelArgs, act Activation, buf *buffers, coef []float32, b *block) Activation {
+	k.x, k.dy, k.res = b.x, b.dy, nil
+	k.rows, k.stride, k.strideDY = b.rows, b.step(), b.step()
+	switch v := act.variant(); {
+	case v == actInline && b.res == nil:
+		return act
+	case v == actInline:
+		k.dy, k.strideDY = w.gated(buf, coef, b), b.n
+	case v == actCalled && b.slopes != nil:
+		k.res, k.strideRes = b.slopes, b.step()
+	case v == actCalled:
+		k.res, k.strideRes = w.slopes(act, buf, coef, b), b.n
+	}
+	return Identity
+}
+
+// needsZ reports whether z is computed for the sums and dx of channels with tiny numbers.
+func (w *workspace) needsZ() bool {
+	v := w.applyTiny.act.variant()
+	return v == actCalled || v == actInline && w.applyTiny.res != nil || w.applyTiny.dres != nil
+}
+
+// bytes64 is the size of a record64.
+const bytes64 = int(unsafe.Sizeof(record64{}))
 
 // writeTiny writes the outputs of a block. coef has the constants of its channels.
 func (w *workspace) writeTiny(buf *buffers, coef []float32, b *block) {
-	act := w.apply.act
+	act := w.applyTiny.act
 	if w.backward {
 		w.writeTinyDX(act, buf, coef, b)
 		return
 	}
-	if act.kind == actIdentity && b.res == nil {
+	if act.variant() != actCalled && b.res == nil {
 		k := kernelArgs{x: b.x, y: b.y, rows: b.rows, stride: b.step(), strideY: b.step()}
 		k.stream = w.streams(&k)
-		w.products(buf, kernelScale, &k, coef, w.factors(buf, factorsZ, coef, b), b)
+		w.products(buf, act, &k, coef, buf.constants.ofZ[:], b)
 		return
 	}
 	k := kernelArgs{x: minusZeros, y: b.y, coef: asItIs, stream: w.apply.stream}
@@ -630,97 +631,155 @@ func (w *workspace) writeTiny(buf *buffers, coef []float32, b *block) {
 
 // writeTinyDX writes dx of a block, and g if it is wanted.
 func (w *workspace) writeTinyDX(act Activation, buf *buffers, coef []float32, b *block) {
-	scaled := b.tiny&tinyGradients != 0 && !w.frozen
-	var g []float32
 	if b.dres != nil { // other outputs may overwrite what it is made of
-		g = w.gradientsOf(act, buf, coef, b, false)
-		copy(buf.dres[:b.len()], g)
+		copy(buf.dres[:b.len()], w.gradientsOf(act, buf, coef, b))
 	}
-	if g == nil || scaled {
-		g = w.gradientsOf(act, buf, coef, b, scaled)
+	var k kernelArgs
+	act64 := w.operands64(&k, act, buf, coef, b)
+	switch constants := &buf.constants; {
+	case w.geo.layout == rows:
+		k.y, k.strideY = b.y, b.step()
+		k.n = b.n / b.channels
+		k.records = constants.records64[:]
+		x, dy, res, y := k.x, k.dy, k.res, k.y
+		for c := range b.channels {
+			i := c * k.n
+			k.x, k.dy, k.res, k.y, k.rows = x[i:], dy[i:], from(res, i), y[i:], b.rows
+			k.stream = w.streams(&k)
+			w.setRecord(constants, coef[c*coefLen:], b.column+c)
+			w.plan.path.run(kernelInputGrad64, cols, act64, &k)
+		}
+	case !b.mixed:
+		k.n, k.y, k.strideY = b.n, b.y, b.step()
+		k.stream = w.streams(&k)
+		k.records, k.recordStep = constants.records64[:], bytes64
+		w.plan.path.run(kernelInputGrad64, cols, act64, &k)
+	default:
+		k.n, k.y, k.strideY = b.n, buf.y[:], b.n
+		k.records, k.recordStep = constants.records64[:], bytes64
+		w.plan.path.run(kernelInputGrad64, cols, act64, &k)
+		usual := kernelArgs{x: b.x, dy: b.dy, res: b.res, y: b.y, dres: b.dres, coef: constants.z, act: w.act, rows: b.rows, n: b.n, stride: b.step()}
+		if b.g != nil {
+			usual.dy, usual.res, usual.dres = b.g, nil, nil
+		}
+		w.plan.path.run(kernelInputGrad, cols, w.apply.act, &usual)
+		w.replaceTiny(buf, b.y, buf.y[:], b)
 	}
-	k := kernelArgs{x: b.x, dy: g, y: b.y, rows: b.rows, stride: b.step(), strideDY: b.n, strideY: b.step()}
-	k.stream = w.streams(&k)
-	w.products(buf, kernelScaledGrad, &k, coef, w.factors(buf, factorsDX, coef, b), b)
-	if b.dres != nil {
+	switch {
+	case b.dres != nil && b.mixed:
+		w.replaceTiny(buf, b.dres, buf.dres[:], b)
+	case b.dres != nil:
 		w.unpack(b.dres, buf.dres[:], b)
 	}
 }
 
-// sumTiny takes the sums of a block, given all arguments of the kernel but the operands.
-// coef has the constants of the channels.
-func (w *workspace) sumTiny(k *kernelArgs, buf *buffers, coef []float32, b *block) {
-	act := w.sums.act
-	k.coef, k.act = coef, w.act
-	if b.tiny&(tinyDeviations|tinyFactors) == 0 {
-		k.dy = w.scaleUp(buf, buf.dy[:], b.dy, coef, b, b.step())
-		k.x, k.res = w.packed(buf.x[:], b.x, b), w.packed(buf.res[:], b.res, b)
-	} else {
-		if act.variant() == actCalled && !w.way.stores {
-			k.dy, k.res = w.gradientsOf(Identity, buf, coef, b, true), w.preActivations(buf, coef, b)
-		} else {
-			k.dy = w.gradientsOf(act, buf, coef, b, true)
-			act = Identity
-		}
-		if w.way.stores {
-			w.unpack(b.dres, k.dy, b)
-		}
-		factors := w.factors(buf, factorsDev, coef, b)
-		if k.x = buf.y[:]; len(factors) == 1 {
-			w.times(k.x, b.x, factors[0], b.rows, b.n, b.step())
-		} else {
-			w.products(buf, kernelScale, &kernelArgs{x: b.x, y: k.x, stride: b.step(), strideY: b.n}, nil, factors, b)
-		}
-		k.coef = w.scaledMeans(buf, coef, b, factors)
-	}
-	if w.geo.layout == rows {
-		w.plan.path.runAll(w.sums.kernel, act, k)
-		return
-	}
-	w.plan.path.run(w.sums.kernel, cols, act, k)
+// replaceTiny replaces the columns of an output where something is tiny by those of a block
+// without gaps.
+func (w *workspace) replaceTiny(buf *buffers, out, tiny []float32, b *block) {
+	w.choose(buf, &kernelArgs{x: out, dy: tiny, y: out, stride: b.step(), strideDY: b.n, strideY: b.step()}, b)
 }
+
+// choose takes the columns of a block from x where nothing is tiny, and from dy elsewhere.
+func (w *workspace) choose(buf *buffers, k *kernelArgs, b *block) {
+	k.rows, k.n, k.coef, k.coefStep = b.rows, b.n, buf.constants.masks[:], lanes
+	w.plan.path.run(kernelChoose, cols, Identity, k)
+}
+
+// ---- sums
 
 // sumTinyRows is sumLanes of a backward pass for tiny numbers.
 func (w *workspace) sumTinyRows(s *rowScratch, c, n int, win window) {
-	g, buf := w.geo, w.buffers.take()
+	buf := w.buffers.take()
 	defer w.buffers.give(buf)
-	buf.constants.reset(rows)
-	for o := win.o; o < win.o+win.images; {
-		images := 1
-		if win.o+win.images-o >= quadSize {
-			images = quadSize
-		}
-		most, together := bufferLen/images, 1
-		if win.n == g.inner && w.source == nil { // the rows of some channels are adjacent
-			together = max(1, min(most/win.n, mostSpan))
-		}
-		for r := 0; r < n; r += together {
-			channels := min(together, n-r)
-			coef := w.coef[(c+r)*coefLen:]
-			for i := 0; i < win.n; i += most {
-				values := channels * min(most, win.n-i)
-				b := w.tinyBlock(((o*g.channels+c+r)*g.inner)+win.i+i, images, values, g.channels*g.inner)
-				if w.source != nil {
-					b = w.packRows(&w.sums, buf, c+r, o, 1, win.i+i, values)
-				}
-				b.channels, b.column, b.tiny = channels, c+r, s.tiny
-				k := &s.args
-				*k = kernelArgs{sums: s.sums[r*sumLen:], acc: s.acc[r*sumLen:], rows: channels, n: values / channels, stride: values}
-				k.begin(0, images)
-				w.sumTiny(k, buf, coef, &b)
+	for r := range n {
+		coef := w.coef[(c+r)*coefLen:]
+		buf.constants.reset(rows)
+		w.setFactors(&buf.constants, coef, c+r, 1)
+		w.setRecord(&buf.constants, coef, c+r)
+		w.sumTinyRow(buf, s.sums[r*sumLen:][:sumLen], c+r, coef, win)
+	}
+}
+
+// fewColumns is the length of rows whose images are summed side by side, one for each column.
+const fewColumns = 8 * lanes
+
+// sumTinyRow adds a window of channel c to its sums by lanes.
+func (w *workspace) sumTinyRow(buf *buffers, sums []float64, c int, coef []float32, win window) {
+	g := w.geo
+	var k kernelArgs
+	most, images := bufferLen, 1
+	if win.n < fewColumns && w.source == nil {
+		images = bufferLen / win.n
+	}
+	for o := win.o; o < win.o+win.images; o += images {
+		height := min(images, win.o+win.images-o)
+		for i := 0; i < win.n; i += most {
+			n := min(most, win.n-i)
+			var b block
+			if w.source != nil {
+				b = w.packRows(&w.sums, buf, c, o, 1, win.i+i, n)
+			} else {
+				b = w.tinyBlock((o*g.channels+c)*g.inner+win.i+i, height, n, g.channels*g.inner)
 			}
-		}
-		if o += images; win.n > shortRow { // the last piece of a row may be a short row of its own
-			w.plan.path.flush(s.sums[:n*sumLen], s.acc)
+			b.channels, b.column = 1, c
+			k.fetch = 4 * g.channels * g.inner // the next image
+			b.fetch = k.fetch
+			k.records = buf.constants.records64[:]
+			act := w.operands64(&k, w.sums.act, buf, coef, &b)
+			w.storeTiny(&k, &b)
+			if images > 1 {
+				w.sumColumns64(buf, sums, &k, act, n)
+				continue
+			}
+			if k.rows, k.n, k.stride, k.strideDY, k.strideRes = n/lanes, lanes, lanes, lanes, lanes; k.rows > 0 {
+				k.sums = sums
+				w.plan.path.run(kernelGradSums64, cols, act, &k)
+			}
+			if first := n &^ (lanes - 1); first < n {
+				k.x, k.dy, k.res, k.rows = k.x[first:], k.dy[first:], from(k.res, first), 1
+				w.sumColumns64(buf, sums, &k, act, n-first)
+			}
 		}
 	}
 }
 
-// sumTinyCols is sumBlock for columns with tiny numbers. acc has their sums.
-func (w *workspace) sumTinyCols(acc []float32, tiny byte, c, r0, r1, n int) {
+// sumColumns64 adds the sums of n columns of a channel to those of its lanes.
+func (w *workspace) sumColumns64(buf *buffers, sums []float64, k *kernelArgs, act Activation, n int) {
+	k.n, k.sums = n, buf.sums64[:roundUp(n, lanes)*2]
+	clear(k.sums)
+	w.plan.path.run(kernelGradSums64, cols, act, k)
+	for i := range n {
+		sums[i%lanes] += k.sums[i/lanes*sumLen+i%lanes]
+		sums[lanes+i%lanes] += k.sums[i/lanes*sumLen+lanes+i%lanes]
+	}
+}
+
+// fetchRows is how many rows ahead the sums of columns prefetch memory.
+const fetchRows = 8
+
+// sumTinyCols is sumBlock for n columns from column c on, of which some have tiny numbers.
+// Their sums begin with column first.
+func (w *workspace) sumTinyCols(sums *columnSums, mixed bool, c, first, r0, r1, n int) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
-	buf.constants.reset(cols)
+	k, coef := &buf.constants, w.coef[c*coefLen:]
+	k.reset(cols)
+	if w.needsZ() {
+		w.setFactors(k, coef, c, n)
+	}
+	if w.sums.act.variant() == actInline {
+		w.setRecords(k, coef, c, n)
+	} else {
+		for i := 0; i < n; i += lanes {
+			k.records64[i/lanes].n = [lanes]float32(coef[i*coefLen+fieldN*lanes:])
+		}
+	}
+	if mixed {
+		w.setMasks(k, w.channels.tiny, coef, c, n)
+	}
+	var args kernelArgs
+	all := buf.sums64[:2*roundUp(n, lanes)]
+	clear(all)
 	most := rowsOf(bufferLen, n)
 	for r := r0; r < r1; r += most {
 		i, height := r*w.geo.width+c, min(most, r1-r)
@@ -728,9 +787,62 @@ func (w *workspace) sumTinyCols(acc []float32, tiny byte, c, r0, r1, n int) {
 		if w.source != nil {
 			b = w.packCols(&w.sums, buf, i, height, n)
 		}
-		b.tiny, b.column = tiny, c
-		k := kernelArgs{acc: acc, rows: height, n: n, stride: n}
-		w.sumTiny(&k, buf, w.coef[c*coefLen:], &b)
+		b.mixed, b.fetch = mixed, 4*fetchRows*b.step()
+		act := w.operands64(&args, w.sums.act, buf, coef, &b)
+		args.fetch = b.fetch
+		args.n, args.records, args.recordStep, args.sums = n, k.records64[:], bytes64, all
+		w.plan.path.run(kernelGradSums64, cols, act, &args)
+		if mixed {
+			w.sumUsual(buf, sums.acc[2*first:], args.res, &b)
+		} else {
+			w.storeTiny(&args, &b)
+		}
+	}
+	i := 0
+	for ; !mixed && i+lanes <= n; i += lanes {
+		from := (*[sumLen]float64)(all[2*i:])
+		a, b := (*[lanes]float64)(sums.a[first+i:]), (*[lanes]float64)(sums.b[first+i:])
+		for l := range a {
+			a[l] += from[l]
+			b[l] += from[lanes+l]
+		}
+	}
+	for ; i < n; i++ {
+		if mixed && math.Float32bits(k.masks[i]) != 0 {
+			continue
+		}
+		at := i/lanes*sumLen + i%lanes
+		sums.a[first+i] += all[at]
+		sums.b[first+i] += all[at+lanes]
+		at += 2 * first
+		sums.acc[at], sums.acc[at+lanes] = 0, 0
+	}
+}
+
+// sumUsual adds the sums of those columns of a block where nothing is tiny. Those of the others
+// are not used. Where g is stored, the others have their slopes there, or keep dy.
+func (w *workspace) sumUsual(buf *buffers, acc, slopes []float32, b *block) {
+	s := &w.sums
+	k := kernelArgs{x: b.x, dy: b.dy, res: b.res, dres: b.dres, coef: buf.constants.z, acc: acc, act: w.act, rows: b.rows, n: b.n, stride: b.step()}
+	switch {
+	case s.act.kind == actIdentity: // there is no z that closes
+		w.choose(buf, &kernelArgs{x: b.x, dy: plusOnes, y: buf.x[:], stride: b.step(), strideY: b.n}, b)
+		w.choose(buf, &kernelArgs{x: b.dy, dy: zeros, y: buf.dy[:], stride: b.step(), strideY: b.n}, b)
+		k.x, k.dy, k.stride = buf.x[:], buf.dy[:], b.n
+	case b.dres != nil && w.applyTiny.slopes == nil:
+		slopes = w.times(buf.dy[:], b.dy, 1, b.rows, b.n, b.step())
+	}
+	w.plan.path.run(s.kernel, cols, s.act, &k)
+	if b.dres != nil {
+		w.replaceTiny(buf, b.dres, slopes, b)
+	}
+}
+
+// storeTiny stores the slopes of a block of tiny numbers, if they are wanted where g of usual ones is
+// stored, and not there yet.
+func (w *workspace) storeTiny(k *kernelArgs, b *block) {
+	if b.dres != nil && w.applyTiny.slopes != nil && &k.res[0] != &b.dres[0] {
+		w.unpack(b.dres, k.res, b)
 	}
 }
 
@@ -740,27 +852,8 @@ func (w *workspace) tinyBlock(i, rows, n, stride int) block {
 	return block{rows: rows, n: n, stride: stride, x: from(s.x, i), dy: from(s.dy, i), res: from(s.res, i), dres: from(s.dres, i)}
 }
 
-// scaleBackSums takes the scale of deviations out of the sums of g*(x-m), of the columns
-// from c on.
-func (w *workspace) scaleBackSums(sums []float64, c int) {
-	if !w.backward || !w.tinyX {
-		return
-	}
-	factors, kinds := [...]float64{0: 1, tinyDeviations: 1.0 / tinyScale}, w.channels.tiny
-	if w.geo.width == w.geo.channels || w.geo.layout == rows {
-		kinds = kinds[c:]
-		for i := range sums[:min(len(sums), w.geo.channels-c)] {
-			sums[i] *= factors[kinds[i]&tinyDeviations]
-		}
-		return
-	}
-	for i := range sums {
-		sums[i] *= factors[kinds[w.channelOf(c+i)]&tinyDeviations]
-	}
-}
-
 // writeTinyRows is writeAll for channels with tiny numbers, from channel c on.
-func (w *workspace) writeTinyRows(k *kernelArgs, c int, tiny byte) {
+func (w *workspace) writeTinyRows(k *kernelArgs, c int) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	buf.constants.reset(rows)
@@ -768,10 +861,13 @@ func (w *workspace) writeTinyRows(k *kernelArgs, c int, tiny byte) {
 		for r := 0; r < k.rows; {
 			channels := max(1, min(k.rows-r, bufferLen/k.n, mostSpan))
 			n := channels * k.n
+			coef := k.coef[k.coefAt:]
+			first := c + k.coefAt/coefLen
+			w.setFactors(&buf.constants, coef, first, channels)
 			for i := 0; i < n; i += bufferLen {
-				b := blockAt(&w.apply, k.at+i, min(bufferLen, n-i))
-				b.channels, b.column, b.tiny = channels, c+k.coefAt/coefLen, tiny
-				w.writeTiny(buf, k.coef[k.coefAt:], &b)
+				b := blockAt(&w.applyTiny, k.at+i, min(bufferLen, n-i))
+				b.channels, b.column = channels, first
+				w.writeTiny(buf, coef, &b)
 			}
 			k.at += n
 			k.coefAt += channels * coefLen
@@ -783,150 +879,41 @@ func (w *workspace) writeTinyRows(k *kernelArgs, c int, tiny byte) {
 }
 
 // writeTinyPanel is writePanel for columns with tiny numbers.
-func (w *workspace) writeTinyPanel(i, c, rows, n, stride int, tiny byte) {
-	s := &w.apply
+func (w *workspace) writeTinyPanel(i, c, rows, n, stride int, mixed bool) {
+	s := &w.applyTiny
+	var g []float32
+	if w.way.stores {
+		g = w.apply.dy
+	}
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
-	buf.constants.reset(cols)
 	for p := 0; p < n; p += mostSpan {
 		m := min(mostSpan, n-p)
+		coef := w.coef[(c+p)*coefLen:]
+		w.setTiny(&buf.constants, coef, mixed, c+p, m)
 		most := bufferLen / m
 		for r := 0; r < rows; r += most {
 			at := i + p + r*stride
-			b := block{rows: min(most, rows-r), n: m, stride: stride, tiny: tiny, column: c + p,
-				x: from(s.x, at), dy: from(s.dy, at), res: from(s.res, at), y: from(s.y, at), dres: from(s.dres, at)}
-			w.writeTiny(buf, w.coef[(c+p)*coefLen:], &b)
+			b := block{rows: min(most, rows-r), n: m, stride: stride, mixed: mixed,
+				x: from(s.x, at), dy: from(s.dy, at), res: from(s.res, at), y: from(s.y, at), dres: from(s.dres, at),
+				slopes: from(s.slopes, at), g: from(g, at)}
+			w.writeTiny(buf, coef, &b)
 		}
 	}
 }
 
-// ---- sums of scaled gradients
-
-// plainLeast is the least gradient that makes its channel plain, since scaled ones overflow.
-const plainLeast = 0x1p26
-
-// findPlain makes channels plain that have such gradients.
-func (w *workspace) findPlain(c0, c1 int) {
-	ch := &w.channels
-	for c := c0; c < c1; c++ {
-		ch.flag[c] = ch.tiny[c]&tinyGradients != 0
+// setTiny sets the constants for the outputs of n columns from column j on. With mixed there are
+// columns among them where nothing is tiny.
+func (w *workspace) setTiny(k *constants, coef []float32, mixed bool, j, n int) {
+	k.reset(cols)
+	if !w.backward || w.needsZ() {
+		w.setFactors(k, coef, j, n)
 	}
-	w.measureDY(c0, c1)
-	for c := c0; c < c1; c++ {
-		ch.setPlain(c, ch.flag[c] && !(ch.extent[c] < plainLeast))
-		ch.flag[c] = false
-	}
-}
-
-// setPlain sets whether a channel is plain, of those whose gradients seem tiny.
-func (ch *channels) setPlain(c int, plain bool) {
-	if ch.plain[c] = plain; plain {
-		ch.tiny[c] &^= tinyGradients
-	}
-}
-
-// measureDY sets the extents of the flagged channels to their largest magnitudes of dy.
-func (w *workspace) measureDY(c0, c1 int) {
-	s := w.again
-	s.act = Identity
-	w.measureStage(&s, c0, c1)
-}
-
-// settleScales makes channels plain whose scaled sums can't be relied on. With check, it
-// takes their sums again.
-func (w *workspace) settleScales(c0, c1 int, check bool) {
-	ch := &w.channels
-	for c := c0; c < c1; c++ {
-		ch.flag[c] = false
-		if ch.tiny[c]&tinyGradients == 0 || w.staysScaled(c, check) {
-			continue
-		}
-		ch.setPlain(c, true)
-		if ch.flag[c], ch.powerX[c], ch.powerG[c] = check, 0, 0; !check {
-			ch.sumA[c] *= 1.0 / tinyScale
-			ch.sumB[c] *= 1.0 / tinyScale
-		}
-	}
-	w.sumAgain(c0, c1)
-}
-
-// scaleAgain makes channels that are plain because of their sums alone scaled ones, whose
-// sums have been taken again. So it depends on the sums and on dy only whether a channel is
-// plain, as in a call that is given the sums.
-func (w *workspace) scaleAgain(c0, c1 int) {
-	ch := &w.channels
-	some := false
-	for c := c0; c < c1; c++ {
-		if ch.flag[c] = false; !ch.plain[c] {
-			continue
-		}
-		a, b := ch.sumA[c], ch.sumB[c]
-		ch.sumA[c], ch.sumB[c] = a*tinyScale, b*tinyScale
-		ch.flag[c] = w.staysScaled(c, false)
-		ch.sumA[c], ch.sumB[c] = a, b
-		some = some || ch.flag[c]
-	}
-	if !some {
+	if !w.backward {
 		return
 	}
-	w.measureDY(c0, c1)
-	for c := c0; c < c1; c++ {
-		if ch.flag[c] && ch.extent[c] < plainLeast {
-			ch.plain[c] = false
-			ch.tiny[c] |= tinyGradients
-			ch.sumA[c] *= tinyScale
-			ch.sumB[c] *= tinyScale
-		}
-		ch.flag[c] = false
+	w.setRecords(k, coef, j, n)
+	if mixed {
+		w.setMasks(k, w.channels.outputs, coef, j, n)
 	}
-}
-
-// staysScaled reports whether the sums of the scaled gradients of a channel, and the
-// constants of its dx, are in float32's range.
-func (w *workspace) staysScaled(c int, check bool) bool {
-	ch := &w.channels
-	return ch.sumA[c]-ch.sumA[c] == 0 && !ch.isWide(c) && !(check && w.suspicious(c)) && !w.strange(c)
-}
-
-// scaleBack scales the results of channels with scaled gradients back, and writes them. It
-// stops at sums that are not finite, unless sums are settled, since NaN in x would hide an
-// overflow. It returns the end, or else a multiple of 8 channels before it.
-func (w *workspace) scaleBack(c0, c1 int, settled bool) int {
-	ch := &w.channels
-	factors := [...]float64{0: 1, tinyGradients: 1.0 / tinyScale}
-	for c, end := c0, c0; c < c1; c = end {
-		end = min(c1, c/lanes*lanes+lanes)
-		if binary.LittleEndian.Uint64(ch.tiny[end-1-(end-1)%lanes:]) == 0 {
-			continue
-		}
-		for i, kind := range ch.tiny[c:end] {
-			if kind&tinyGradients != 0 && ch.sumA[c+i]-ch.sumA[c+i] != 0 && !settled {
-				return c0 + (c-c0)/lanes*lanes
-			}
-		}
-		for _, out := range [...]struct {
-			grad []float64
-			save []float32
-		}{{ch.dgamma, w.gammaGrad}, {ch.dbeta, w.betaGrad}} {
-			grad := out.grad[c:end]
-			for i, kind := range ch.tiny[c:end] {
-				grad[i] *= factors[kind&tinyGradients]
-			}
-			if out.save != nil {
-				save := out.save[c:end]
-				for i, v := range grad[:len(save)] {
-					save[i] = float32(v)
-				}
-			}
-		}
-		if w.renorm.r != nil && w.gammaGrad != nil {
-			w.saveGammaGrad(c, end)
-		}
-		for i, kind := range ch.tiny[c:end] {
-			if w.sumG != nil && kind&tinyGradients != 0 {
-				w.sumG[c+i], w.sumGD[c+i] = float64(ch.sumA[c+i]*factors[tinyGradients]), float64(ch.sumB[c+i]*factors[tinyGradients])
-			}
-		}
-	}
-	return c1
 }

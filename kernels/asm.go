@@ -379,7 +379,7 @@ func table(on target, declaration, frame string, entries []string, emit func(a *
 	fmt.Fprintf(&text, "GLOBL %s<>(SB), RODATA|NOPTR, $%d\n", symbol, 8*len(entries))
 	a := newAsm(on, name, "")
 	emit(a, symbol, len(entries))
-	return fmt.Sprintf("\n%s\n// func %s\nTEXT ·%s(SB), NOSPLIT|NOFRAME, $0-%s\n%s", text.String(), declaration, name, frame, a.buf.String())
+	return fmt.Sprintf("%s// func %s\nTEXT ·%s(SB), NOSPLIT|NOFRAME, $0-%s\n%s", text.String(), declaration, name, frame, a.buf.String())
 }
 
 // absent is the symbol of the function in place of kernels and functions that don't
@@ -420,7 +420,7 @@ func assembly(on target) string {
 		if !ok {
 			symbol = local(v.name())
 			same[a.buf.String()] = symbol
-			fmt.Fprintf(&text, "\n// func %s(id int, a *kernelArgs)\nTEXT %s(SB), NOSPLIT, $%d-16\n%s", v.name(), symbol, frame, a.buf.String())
+			fmt.Fprintf(&text, "// func %s(id int, a *kernelArgs)\nTEXT %s(SB), NOSPLIT, $%d-16\n%s", v.name(), symbol, frame, a.buf.String())
 		}
 		kernels[v.id()] = symbol
 	}
@@ -445,8 +445,8 @@ func assembly(on target) string {
 	a := newAsm(on, "simdFence", "")
 	a.fence()
 	a.printf("RET")
-	fmt.Fprintf(&text, "\n// func simdFence()\nTEXT ·simdFence(SB), NOSPLIT, $0-0\n%s", a.buf.String())
-	fmt.Fprintf(&text, "\n// In place of kernels that don't exist.\nTEXT %s(SB), NOSPLIT|NOFRAME, $0-0\n\tUNDEF\n", absent)
+	fmt.Fprintf(&text, "// func simdFence()\nTEXT ·simdFence(SB), NOSPLIT, $0-0\n%s", a.buf.String())
+	fmt.Fprintf(&text, "// In place of kernels that don't exist.\nTEXT %s(SB), NOSPLIT|NOFRAME, $0-0\n\tUNDEF\n", absent)
 	text.WriteString(l.subroutines(text.String()))
 	return text.String()
 }

@@ -31,6 +31,8 @@ var channelKernels = []channelKernel{
 	{"Backward", backwardChannels},
 	{"Track", trackChannels},
 	{"Strip", stripChannels},
+	{"Gradients64", gradients64Channels},
+	{"Records64", records64Channels},
 	{"Tiny", tinyChannels},
 }
 
@@ -154,7 +156,9 @@ func (c *chans) untilUnusual(begin func(), body func(closely func(tests func()))
 	loop := c.buf.String()
 	c.buf.Reset()
 	c.buf.WriteString(before)
-	c.pointTable()
+	if c.table != nil {
+		c.pointTable()
+	}
 	c.buf.WriteString(loop)
 	c.end()
 }
@@ -727,15 +731,7 @@ func backwardChannels(c *chans) {
 		c.sub64(r, r, t)
 		c.mul64(r, r, i)
 		c.store64(r, c.find64("dgamma"))
-		for _, out := range []struct {
-			field string
-			of    pair
-		}{{"gammaGrad", r}, {"betaGrad", p}} {
-			c.wanted(out.field, func() {
-				c.narrow(t[0], out.of, t[1])
-				c.store(t[0], mem{base: c.find32(out.field).at})
-			})
-		}
+		c.roundGradients(r, p, t)
 		c.mul64(r, r, i)
 		c.divide(r, r, c.offs.t)
 		c.divide(p, p, c.offs.t)
@@ -789,6 +785,116 @@ func backwardChannels(c *chans) {
 			c.label(done)
 		})
 	})
+}
+
+// gradients64Channels goes from sums to the constants of dx in float64. It refuses none.
+func gradients64Channels(c *chans) {
+	c.useOffsets()
+	p, r, i, low, t := c.pair(), c.pair(), c.pair(), c.pair(), c.pair()
+	c.untilUnusual(nil, func(func(func())) {
+		c.load64(p, c.find64("sumA"))
+		c.load64(r, c.find64("sumB"))
+		c.load64(i, c.find64("invstd"))
+		c.load64(low, c.find64("mean"))
+		c.narrow(t[1], low, t[0])
+		c.widen(t, t[1])
+		c.sub64(low, low, t) // the part that the float32 lacks
+		c.mul64(t, low, p)
+		c.sub64(r, r, t)
+		c.mul64(r, r, i)
+		c.store64(p, c.find64("dbeta"))
+		c.store64(r, c.find64("dgamma"))
+		c.roundGradients(r, p, t)
+		c.mul64(r, r, i)
+		c.divide(r, r, c.offs.t)
+		c.divide(p, p, c.offs.t)
+		c.mul64(low, low, r)
+		c.sub64(p, p, low)
+		c.store64(p, c.find64("otherA"))
+		c.store64(r, c.find64("otherB"))
+	})
+}
+
+// records64Channels makes the records of the kernels in float64.
+func records64Channels(c *chans) {
+	c.useOffsets()
+	record := c.newArg("records")
+	s, a, t := c.pair(), c.pair(), c.pair()
+	middle, last, next := c.pair(), c.newVec(), c.newVec()
+	c.usual = c.newVec()
+	c.untilUnusual(nil, func(closely func(tests func())) {
+		put := func(src pair, field int) {
+			for h, v := range src {
+				c.store(v, mem{base: record, off: (field + h) * vecBytes})
+			}
+		}
+		c.load(t[0], mem{base: c.findConst("b").at})
+		c.abs(t[0], t[0])
+		c.opC(opGT, c.usual, t[0], math.MaxFloat32/2) // where the next number may be infinite
+		closely(func() { c.zero(c.usual) })
+		c.load(last, mem{base: c.findConst("neg").at})
+		c.store(last, mem{base: record, off: field64N * vecBytes})
+		// The factor of z is the rounded scale, or the scale if that is small.
+		c.load64(a, c.find64("scale"))
+		c.loadWidened(s, c.findConst("a"), 0)
+		for h := range s {
+			c.abs64(t[0], a[h])
+			c.op64C(opLE64, t[1], t[0], below(factorMin))
+			c.op64C(opLE64, t[0], t[0], 0)
+			c.op(opAndNot, t[1], t[0], t[1])
+			c.op(opAnd, t[0], t[1], a[h])
+			c.op(opAndNot, s[h], t[1], s[h])
+			c.op(opOr, s[h], s[h], t[0])
+		}
+		put(a, field64A)
+		put(s, field64S)
+		c.load64(t, c.find64("otherA"))
+		put(t, field64K1)
+		c.load64(t, c.find64("otherB"))
+		put(t, field64K2)
+		// leastThrough
+		c.zero(next)
+		c.load(t[0], mem{base: c.findConst("b").at})
+		c.sub(last, next, t[0])
+		c.op(opGTInt, t[0], next, last) // -1 where negative
+		c.op(opAddInt, next, t[0], t[0])
+		c.op(opAddInt, next, next, last)
+		c.opConstant(opAddInt, next, next, c.entry64(1<<32|1))
+		c.widen(a, last)
+		c.widen(middle, next)
+		c.add64(middle, middle, a)
+		for _, v := range middle {
+			c.op64C(opMul64, v, v, 0.5)
+		}
+		c.narrow(next, middle, t[1])
+		c.widen(t, next)
+		for h, v := range middle {
+			c.op(opLE64, t[h], t[h], a[h]) // -1 where the middle is rounded down
+			c.op64C(opLE64, s[0], v, 0)
+			c.op(opAddInt64, s[0], s[0], s[0])
+			c.opConstant(opAddInt64, s[0], s[0], c.entry64(1))
+			c.op(opAnd, s[0], s[0], t[h])
+			c.op(opAddInt64, v, v, s[0])
+		}
+		put(middle, field64L)
+		c.addImm(record, record64Bytes)
+	})
+}
+
+// record64Bytes is the size of a record64.
+const record64Bytes = (field64N + 1) * vecBytes
+
+// roundGradients writes the gradients by gamma and beta, where they are wanted; t is a temporary.
+func (c *chans) roundGradients(dgamma, dbeta, t pair) {
+	for _, out := range []struct {
+		field string
+		of    pair
+	}{{"gammaGrad", dgamma}, {"betaGrad", dbeta}} {
+		c.wanted(out.field, func() {
+			c.narrow(t[0], out.of, t[1])
+			c.store(t[0], mem{base: c.find32(out.field).at})
+		})
+	}
 }
 
 // allowZeros is a second look at channels of which some seem unusual, by sums in memory, k1, k2,
@@ -1105,7 +1211,7 @@ func channelText(on target) (text string, symbols []string) {
 		name := k.function()
 		c := newChans(on, name)
 		k.emit(c)
-		text += c.tableText() + fmt.Sprintf("\n// func %s(id int, a *channelArgs)\nTEXT %s(SB), NOSPLIT, $0-16\n%s", name, local(name), c.buf.String())
+		text += c.tableText() + fmt.Sprintf("// func %s(id int, a *channelArgs)\nTEXT %s(SB), NOSPLIT, $0-16\n%s", name, local(name), c.buf.String())
 		symbols = append(symbols, local(name))
 	}
 	return text, symbols

@@ -94,7 +94,7 @@ func (c computation) text(on target, name string) string {
 	} else {
 		c.emit(f)
 	}
-	return fmt.Sprintf("%s\nTEXT %s(SB), NOSPLIT|NOFRAME, $0-0\n%s\n", f.tableText(), local(name), f.buf.String())
+	return fmt.Sprintf("%sTEXT %s(SB), NOSPLIT|NOFRAME, $0-0\n%s", f.tableText(), local(name), f.buf.String())
 }
 
 // fn is a function that is being printed. Its argument and result are in z.

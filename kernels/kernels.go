@@ -591,11 +591,17 @@ type scaled struct {
 }
 
 func newScaled(a *asm) *scaled {
-	s := &scaled{a: a, coef: a.newReg(), step: a.newArg("coefStep"), factors: a.newReg(), factorsStep: a.newArg("factorStep"),
-		d64: pair{a.newVec(), a.newVec()}, t: a.newVec()}
+	s := &scaled{a: a, d64: pair{a.newVec(), a.newVec()}, t: a.newVec()}
+	s.setSteps()
+	return s
+}
+
+// setSteps sets the registers of the constants and of their steps.
+func (s *scaled) setSteps() {
+	a := s.a
+	s.coef, s.step, s.factors, s.factorsStep = a.newReg(), a.newArg("coefStep"), a.newReg(), a.newArg("factorStep")
 	a.shiftLeft(s.step, floatShift)
 	a.shiftLeft(s.factorsStep, floatShift+1)
-	return s
 }
 
 func (s *scaled) rowBegins() {
@@ -632,38 +638,216 @@ func (s *scaled) affine(z vec, x mem, tail bool) {
 	s.a.opMem(opAdd, z, z, s.constant(fieldB), s.t)
 }
 
-// scale computes y = float32((x-m)*s) + b.
-func scale(a *asm, _ variant) {
-	s, z := newScaled(a), a.newVec()
+// scale computes y = act(float32((x-m)*s) + b).
+func scale(a *asm, v variant) {
+	s, z, t := newScaled(a), a.newVec(), a.newVec()
+	ahead := a.newArg("fetch")
 	inProducts(a, a.newReg(), s.coef, [][2]string{scaledInput, scaledOutput}, s.rowBegins, s.advance, func(at []mem, tail bool) {
+		if !tail {
+			a.prefetch(mem{base: at[0].base, index: ahead, scale: 1})
+		}
 		s.affine(z, at[0], tail)
+		if !v.act.identity() {
+			v.act.forward(a, z, []vec{t})
+		}
 		a.write([]vec{z}, func(int) mem { return at[1] }, tail)
 	})
 }
 
-// letThrough computes y = dy where z > 0, and 0 elsewhere, with z as in scale.
-func letThrough(a *asm, _ variant) {
-	s, z, g, t := newScaled(a), a.newVec(), a.newVec(), a.newVec()
-	inProducts(a, a.newReg(), s.coef, [][2]string{scaledInput, scaledDY, scaledOutput}, s.rowBegins, s.advance, func(at []mem, tail bool) {
-		s.affine(z, at[0], tail)
-		a.read(g, at[1], tail)
-		activations[actInline].backward(a, g, z, []vec{t})
-		a.write([]vec{g}, func(int) mem { return at[2] }, tail)
+// The places in a record64, in vectors. The first five fields take two each.
+const (
+	field64S = 2 * iota
+	field64L
+	field64K1
+	field64K2
+	field64A
+	field64N
+)
+
+// in64 are the operands of a kernel that takes sums or dx in float64.
+type in64 struct {
+	a       *asm
+	records reg
+	n, d, t vec
+	d64, g  pair
+	slope   *pair // with a residual, which has the slopes
+	gate    bool  // with ReLU
+}
+
+func newIn64(a *asm, v variant) *in64 {
+	k := &in64{a: a, records: a.newReg(), n: a.newVec(), d: a.newVec(), t: a.newVec(),
+		d64: pair{a.newVec(), a.newVec()}, g: pair{a.newVec(), a.newVec()}, gate: !v.act.identity()}
+	if v.has(withResidual) {
+		k.slope = &pair{a.newVec(), a.newVec()}
+	}
+	return k
+}
+
+// field returns a half of a field.
+func (k *in64) field(field, half int) mem {
+	return mem{base: k.records, off: (field + half) * vecBytes}
+}
+
+// widened sets dst to values in memory.
+func (k *in64) widened(dst pair, m mem, tail bool) {
+	if !tail {
+		k.a.widenFrom(dst, m)
+		return
+	}
+	k.a.loadTail(k.t, m)
+	k.a.widen(dst, k.t)
+}
+
+// operands sets d64 to x-m, and g. s and l do operations with the constants of z.
+func (k *in64) operands(x, dy, slopes mem, s, l func(o op, dst, x vec, half int), tail bool) {
+	a := k.a
+	a.addMem(k.d, k.n, x, k.t, tail)
+	a.widen(k.d64, k.d)
+	k.widened(k.g, dy, tail)
+	if k.slope != nil {
+		k.widened(*k.slope, slopes, tail)
+	}
+	for h, g := range k.g {
+		switch {
+		case k.slope != nil:
+			a.op(opMul64, g, g, k.slope[h])
+		case k.gate:
+			s(opMul64, k.t, k.d64[h], h)
+			l(opGE64, k.t, k.t, h)
+			a.op(opAnd, g, g, k.t)
+		}
+	}
+}
+
+// gradSums64 adds g to the first of its sums, and g*(x-m) to the second. It goes from column to
+// column, so that constants and sums stay in registers.
+func gradSums64(a *asm, v variant) {
+	k := newIn64(a, v)
+	columns := a.newReg()
+	a.arg(columns, "n")
+	a.andImm(columns, lanes-1)
+	a.tail(columns)
+	sums, rows, at, ahead := a.newReg(), a.newReg(), a.newReg(), a.newArg("fetch")
+	type tensor struct {
+		name        string
+		now, stride reg
+	}
+	tensors := []tensor{{"x", a.newReg(), a.newArg("stride")}, {"dy", a.newReg(), a.newArg("strideDY")}}
+	if k.slope != nil {
+		tensors = append(tensors, tensor{"res", a.newReg(), a.newArg("strideRes")})
+	}
+	for _, t := range tensors {
+		a.shiftLeft(t.stride, floatShift)
+	}
+	p, r := pair{a.newVec(), a.newVec()}, pair{a.newVec(), a.newVec()}
+	var s, l pair
+	if k.gate {
+		s, l = pair{a.newVec(), a.newVec()}, pair{a.newVec(), a.newVec()}
+	}
+	held := func(of *pair) func(o op, dst, x vec, half int) {
+		return func(o op, dst, x vec, half int) { a.op(o, dst, x, of[half]) }
+	}
+	column := func(tail bool) {
+		row := a.newLabel("row")
+		a.load(k.n, k.field(field64N, 0))
+		for h := range p {
+			a.load(p[h], mem{base: sums, off: h * vecBytes})
+			a.load(r[h], mem{base: sums, off: (2 + h) * vecBytes})
+			if k.gate {
+				a.load(s[h], k.field(field64S, h))
+				a.load(l[h], k.field(field64L, h))
+			}
+		}
+		for _, t := range tensors {
+			a.arg(t.now, t.name)
+			a.addReg(t.now, at)
+		}
+		a.arg(rows, "rows")
+		a.label(row)
+		if !tail {
+			a.prefetch(mem{base: tensors[0].now, index: ahead, scale: 1})
+			a.prefetch(mem{base: tensors[1].now, index: ahead, scale: 1})
+		}
+		k.operands(mem{base: tensors[0].now}, mem{base: tensors[1].now}, mem{base: tensors[len(tensors)-1].now}, held(&s), held(&l), tail)
+		for h, g := range k.g {
+			a.op(opAdd64, p[h], p[h], g)
+			a.op(opMul64, k.d64[h], k.d64[h], g)
+			a.op(opAdd64, r[h], r[h], k.d64[h])
+		}
+		for _, t := range tensors {
+			a.addReg(t.now, t.stride)
+		}
+		a.subImm(rows, 1)
+		a.branch(ifNotZero, row)
+		for h := range p {
+			a.store(p[h], mem{base: sums, off: h * vecBytes})
+			a.store(r[h], mem{base: sums, off: (2 + h) * vecBytes})
+		}
+	}
+	next, tail, done := a.newLabel("column"), a.newLabel("tail"), a.newLabel("done")
+	a.arg(k.records, "records")
+	a.arg(sums, "sums")
+	a.set(at, 0)
+	a.arg(columns, "n")
+	a.subImm(columns, lanes)
+	a.branch(ifLess, tail)
+	a.label(next)
+	column(false)
+	a.addImm(at, vecBytes)
+	a.addImm(sums, 4*vecBytes)
+	a.arg(rows, "recordStep")
+	a.addReg(k.records, rows)
+	a.subImm(columns, lanes)
+	a.branch(ifNotLess, next)
+	a.label(tail)
+	a.andImm(columns, lanes-1)
+	a.branch(ifZero, done)
+	column(true)
+	a.label(done)
+}
+
+// inputGrad64 computes y = float32(((g-k1) - (x-m)*k2)*a).
+func inputGrad64(a *asm, v variant) {
+	k := newIn64(a, v)
+	step := a.newArg("recordStep")
+	tensors := [][2]string{scaledInput, scaledDY}
+	if k.slope != nil {
+		tensors = append(tensors, [2]string{"res", "strideRes"})
+	}
+	inMemory := func(field int) func(o op, dst, x vec, half int) {
+		return func(o op, dst, x vec, half int) { a.opMem(o, dst, x, k.field(field, half), k.n) }
+	}
+	k1, k2, scale := inMemory(field64K1), inMemory(field64K2), inMemory(field64A)
+	values, t := a.newReg(), k.records
+	begins, advance := func() { a.arg(k.records, "records") }, func() { a.addReg(k.records, step) }
+	inProducts(a, values, t, append(tensors, scaledOutput), begins, advance, func(at []mem, tail bool) {
+		a.load(k.n, k.field(field64N, 0))
+		k.operands(at[0], at[1], at[len(at)-2], inMemory(field64S), inMemory(field64L), tail)
+		for h, g := range k.g {
+			d := k.d64[h]
+			k1(opSub64, g, g, h)
+			k2(opMul64, d, d, h)
+			a.op(opSub64, g, g, d)
+			scale(opMul64, g, g, h)
+		}
+		a.narrow(k.d, k.g, k.t)
+		a.write([]vec{k.d}, func(int) mem { return at[len(at)-1] }, tail)
 	})
 }
 
-// scaledInputGrad computes y = float32(((dy-k1) - (x-m)*k2)*s).
-func scaledInputGrad(a *asm, _ variant) {
-	s, d, g, t := newScaled(a), a.newVec(), a.newVec(), a.newVec()
+// chosen computes y = x where the mask of a column is all ones, and dy where it is 0.
+func chosen(a *asm, _ variant) {
+	s := &scaled{a: a}
+	s.setSteps()
+	x, dy, mask := a.newVec(), a.newVec(), a.newVec()
 	inProducts(a, a.newReg(), s.coef, [][2]string{scaledInput, scaledDY, scaledOutput}, s.rowBegins, s.advance, func(at []mem, tail bool) {
-		s.deviation(d, at[0], tail)
-		a.opMem(opMul, d, d, s.constant(fieldK2), t)
-		a.read(g, at[1], tail)
-		a.load(t, s.constant(fieldK1))
-		a.op(opSub, g, g, t)
-		a.op(opSub, g, g, d)
-		s.multiply(g)
-		a.write([]vec{g}, func(int) mem { return at[2] }, tail)
+		a.load(mask, s.constant(0))
+		a.read(x, at[0], tail)
+		a.read(dy, at[1], tail)
+		a.op(opAnd, x, x, mask)
+		a.op(opAndNot, dy, mask, dy)
+		a.op(opOr, x, x, dy)
+		a.write([]vec{x}, func(int) mem { return at[2] }, tail)
 	})
 }
 

@@ -117,7 +117,7 @@ func turnsText(on target) string {
 		a := newAsm(on, p.name(), "kernelArgs")
 		p.emit(a)
 		symbols = append(symbols, local(p.name()))
-		fmt.Fprintf(&text, "\n// func %s(id int, a, b *kernelArgs)\nTEXT %s(SB), NOSPLIT, $0-24\n%s", p.name(), local(p.name()), a.buf.String())
+		fmt.Fprintf(&text, "// func %s(id int, a, b *kernelArgs)\nTEXT %s(SB), NOSPLIT, $0-24\n%s", p.name(), local(p.name()), a.buf.String())
 	}
 	text.WriteString(table(on, "simdTurns(id int, a, b *kernelArgs)", "24", symbols, func(a *asm, table string, n int) { a.jumpByTable(table, n) }))
 	return text.String()

@@ -17,12 +17,13 @@ const (
 	kernelLargest
 	kernelScale
 	kernelTimes
-	kernelGate
-	kernelScaledGrad
+	kernelGradSums64
+	kernelInputGrad64
+	kernelChoose
 	numKernels
 )
 
-var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times", "gate", "scaledGrad"}
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times", "gradSums64", "inputGrad64", "choose"}
 
 // layout is the layout of the tensors, as in ../kernels.go.
 type layout int
@@ -98,7 +99,7 @@ var families = []family{
 		optional: func(activation) flags { return 0 }, emit: largest,
 	},
 	{
-		kernel: kernelScale, layouts: []layout{inCols}, acts: activations[:1],
+		kernel: kernelScale, layouts: []layout{inCols}, acts: activations[:2],
 		optional: func(activation) flags { return withStream }, emit: scale,
 	},
 	{
@@ -106,12 +107,16 @@ var families = []family{
 		optional: func(activation) flags { return withStream }, emit: times,
 	},
 	{
-		kernel: kernelGate, layouts: []layout{inCols}, acts: activations[:1],
-		optional: func(activation) flags { return 0 }, emit: letThrough,
+		kernel: kernelGradSums64, layouts: []layout{inCols}, acts: activations[:2],
+		optional: activation.slopes, emit: gradSums64,
 	},
 	{
-		kernel: kernelScaledGrad, layouts: []layout{inCols}, acts: activations[:1],
-		optional: func(activation) flags { return withStream }, emit: scaledInputGrad,
+		kernel: kernelInputGrad64, layouts: []layout{inCols}, acts: activations[:2],
+		optional: func(act activation) flags { return act.slopes() | withStream }, emit: inputGrad64,
+	},
+	{
+		kernel: kernelChoose, layouts: []layout{inCols}, acts: activations[:1],
+		optional: func(activation) flags { return 0 }, emit: chosen,
 	},
 }
 
@@ -122,6 +127,9 @@ func (f activation) residual() flags {
 	}
 	return withResidual
 }
+
+// slopes is the flag of slopes in place of a residual, where the kernel does not compute them.
+func (f activation) slopes() flags { return withResidual &^ f.residual() }
 
 // variant is a kernel for one layout, activation and set of operands.
 type variant struct {
@@ -195,8 +203,14 @@ func (v variant) name() string {
 
 // id is kernelID in ../kernels.go.
 func (v variant) id() int {
+	if v.family.kernel >= kernelLargest {
+		return onlyCols + int(v.family.kernel-kernelLargest)*4 + int(v.act.variant())*2 + int(v.flags)
+	}
 	return ((int(v.family.kernel)*int(numLayouts)+int(v.layout))*int(numActVariants)+int(v.act.variant()))*int(numFlags) + int(v.flags)
 }
+
+// onlyCols is the id of the first kernel that exists in cols only.
+const onlyCols = int(kernelLargest) * int(numLayouts) * int(numActVariants) * int(numFlags)
 
 // numIDs is the number of ids, also of kernels that don't exist.
 const numIDs = int(numKernels) * int(numLayouts) * int(numActVariants) * int(numFlags)
