@@ -49,7 +49,7 @@ func (w *workspace) sample(do phases) {
 	if !inverted && (w.backward || do&applyThem != 0) {
 		w.findTiny(w.apply.x, tinyDeviations, at, next)
 	}
-	if n := w.geo.channels; w.backward && w.sums.act.kind != actIdentity && w.anyFormed(0, n) { // sums take z
+	if n := w.geo.channels; w.backward && w.anyFormed(0, n) { // sums take z
 		for c, form := range w.channels.form[:n] {
 			if form == smallForm {
 				w.beginTiny()
