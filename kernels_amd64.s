@@ -17720,6 +17720,10 @@ channels1:
 	VMULPD Y1, Y7, Y9
 	VSUBPD Y8, Y2, Y2
 	VSUBPD Y9, Y3, Y3
+	VSUBPD Y0, Y0, Y8
+	VSUBPD Y1, Y1, Y9
+	VSUBPD Y8, Y2, Y2
+	VSUBPD Y9, Y3, Y3
 	VMULPD Y4, Y2, Y2
 	VMULPD Y5, Y3, Y3
 	MOVQ channelArgs_dbeta(R14), SI
@@ -17821,18 +17825,18 @@ DATA records64ChannelsTable<>+128(SB)/8, $0x386fffffffffffff
 DATA records64ChannelsTable<>+136(SB)/8, $0x386fffffffffffff
 DATA records64ChannelsTable<>+144(SB)/8, $0x386fffffffffffff
 DATA records64ChannelsTable<>+152(SB)/8, $0x386fffffffffffff
-DATA records64ChannelsTable<>+160(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+168(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+176(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+184(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+192(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+200(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+208(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+216(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+224(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+232(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+240(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+248(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+160(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+168(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+176(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+184(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+192(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+200(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+208(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+216(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+224(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+232(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+240(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+248(SB)/8, $0x0000000000000000
 DATA records64ChannelsTable<>+256(SB)/8, $0x0000000000000001
 DATA records64ChannelsTable<>+264(SB)/8, $0x0000000000000001
 DATA records64ChannelsTable<>+272(SB)/8, $0x0000000000000001
@@ -17874,15 +17878,11 @@ usual3:
 	VCVTPS2PD 16(SI), Y1
 	VANDPS records64ChannelsTable<>+96(SB), Y2, Y4
 	VCMPPD $0x12, records64ChannelsTable<>+128(SB), Y4, Y5
-	VCMPPD $0x12, records64ChannelsTable<>+160(SB), Y4, Y4
-	VANDNPS Y5, Y4, Y5
 	VANDPS Y2, Y5, Y4
 	VANDNPS Y0, Y5, Y0
 	VORPS Y4, Y0, Y0
 	VANDPS records64ChannelsTable<>+96(SB), Y3, Y4
 	VCMPPD $0x12, records64ChannelsTable<>+128(SB), Y4, Y5
-	VCMPPD $0x12, records64ChannelsTable<>+160(SB), Y4, Y4
-	VANDNPS Y5, Y4, Y5
 	VANDPS Y3, Y5, Y4
 	VANDNPS Y1, Y5, Y1
 	VORPS Y4, Y1, Y1
@@ -17910,7 +17910,7 @@ usual3:
 	VPCMPGTD Y8, Y9, Y4
 	VPADDD Y4, Y4, Y9
 	VPADDD Y8, Y9, Y9
-	VPADDD records64ChannelsTable<>+192(SB), Y9, Y9
+	VPADDD records64ChannelsTable<>+160(SB), Y9, Y9
 	VCVTPS2PD X8, Y2
 	VEXTRACTF128 $1, Y8, X3
 	VCVTPS2PD X3, Y3
@@ -17919,8 +17919,8 @@ usual3:
 	VCVTPS2PD X7, Y7
 	VADDPD Y2, Y6, Y6
 	VADDPD Y3, Y7, Y7
-	VMULPD records64ChannelsTable<>+224(SB), Y6, Y6
-	VMULPD records64ChannelsTable<>+224(SB), Y7, Y7
+	VMULPD records64ChannelsTable<>+192(SB), Y6, Y6
+	VMULPD records64ChannelsTable<>+192(SB), Y7, Y7
 	VCVTPD2PSY Y6, X9
 	VCVTPD2PSY Y7, X5
 	VINSERTF128 $1, X5, Y9, Y9
@@ -17928,13 +17928,13 @@ usual3:
 	VEXTRACTF128 $1, Y9, X5
 	VCVTPS2PD X5, Y5
 	VCMPPD $0x12, Y2, Y4, Y4
-	VCMPPD $0x12, records64ChannelsTable<>+160(SB), Y6, Y0
+	VCMPPD $0x12, records64ChannelsTable<>+224(SB), Y6, Y0
 	VPADDQ Y0, Y0, Y0
 	VPADDQ records64ChannelsTable<>+256(SB), Y0, Y0
 	VANDPS Y4, Y0, Y0
 	VPADDQ Y0, Y6, Y6
 	VCMPPD $0x12, Y3, Y5, Y5
-	VCMPPD $0x12, records64ChannelsTable<>+160(SB), Y7, Y0
+	VCMPPD $0x12, records64ChannelsTable<>+224(SB), Y7, Y0
 	VPADDQ Y0, Y0, Y0
 	VPADDQ records64ChannelsTable<>+256(SB), Y0, Y0
 	VANDPS Y5, Y0, Y0

@@ -13938,6 +13938,10 @@ channels1:
 	FMUL4D(1, 7, 9)
 	FSUB4D(8, 2, 2)
 	FSUB4D(9, 3, 3)
+	FSUB4D(0, 0, 8)
+	FSUB4D(1, 1, 9)
+	FSUB4D(8, 2, 2)
+	FSUB4D(9, 3, 3)
 	FMUL4D(4, 2, 2)
 	FMUL4D(5, 3, 3)
 	MOVD channelArgs_dbeta(R23), R4
@@ -14034,18 +14038,18 @@ DATA records64ChannelsTable<>+128(SB)/8, $0x386fffffffffffff
 DATA records64ChannelsTable<>+136(SB)/8, $0x386fffffffffffff
 DATA records64ChannelsTable<>+144(SB)/8, $0x386fffffffffffff
 DATA records64ChannelsTable<>+152(SB)/8, $0x386fffffffffffff
-DATA records64ChannelsTable<>+160(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+168(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+176(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+184(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+192(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+200(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+208(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+216(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+224(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+232(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+240(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+248(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+160(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+168(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+176(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+184(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+192(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+200(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+208(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+216(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+224(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+232(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+240(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+248(SB)/8, $0x0000000000000000
 DATA records64ChannelsTable<>+256(SB)/8, $0x0000000000000001
 DATA records64ChannelsTable<>+264(SB)/8, $0x0000000000000001
 DATA records64ChannelsTable<>+272(SB)/8, $0x0000000000000001
@@ -14095,9 +14099,6 @@ usual3:
 	AND8(14, 2, 4)
 	FLDPQ 128(R24), (F28, F29)
 	FCMGE4D(4, 14, 5)
-	FLDPQ 160(R24), (F28, F29)
-	FCMGE4D(4, 14, 4)
-	BIC8(4, 5, 5)
 	AND8(2, 5, 4)
 	BIC8(5, 0, 0)
 	ORR8(4, 0, 0)
@@ -14105,9 +14106,6 @@ usual3:
 	AND8(14, 3, 4)
 	FLDPQ 128(R24), (F28, F29)
 	FCMGE4D(4, 14, 5)
-	FLDPQ 160(R24), (F28, F29)
-	FCMGE4D(4, 14, 4)
-	BIC8(4, 5, 5)
 	AND8(3, 5, 4)
 	BIC8(5, 1, 1)
 	ORR8(4, 1, 1)
@@ -14135,20 +14133,20 @@ usual3:
 	CMGT8(8, 9, 4)
 	ADD8(4, 4, 9)
 	ADD8(8, 9, 9)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	ADD8(14, 9, 9)
 	WIDEN(8, 2, 3)
 	WIDEN(9, 6, 7)
 	FADD4D(2, 6, 6)
 	FADD4D(3, 7, 7)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FMUL4D(14, 6, 6)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FMUL4D(14, 7, 7)
 	NARROW(6, 7, 9)
 	WIDEN(9, 4, 5)
 	FCMGE4D(4, 2, 4)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(6, 14, 0)
 	ADD4D(0, 0, 0)
 	FLDPQ 256(R24), (F28, F29)
@@ -14156,7 +14154,7 @@ usual3:
 	AND8(4, 0, 0)
 	ADD4D(0, 6, 6)
 	FCMGE4D(5, 3, 5)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(7, 14, 0)
 	ADD4D(0, 0, 0)
 	FLDPQ 256(R24), (F28, F29)

@@ -197,6 +197,7 @@ type gradient struct {
 func (d *gradient) set(f *affine, invstd, p, r, n float64) {
 	low := f.mean - float64(float32(f.mean))
 	r -= float64(low * p)
+	r -= p - p // infinite gradients make it NaN, whatever the rounding of m makes of it
 	d.dbeta, d.dgamma = p, r*invstd
 	d.k2 = float64(d.dgamma*invstd) / n
 	d.k1 = p/n - float64(low*d.k2)
@@ -211,6 +212,7 @@ func (d *gradient) set(f *affine, invstd, p, r, n float64) {
 func (d *gradient) set64(mean, invstd, p, r, n float64) {
 	low := mean - float64(float32(mean))
 	r -= float64(low * p)
+	r -= p - p // infinite gradients make it NaN, whatever the rounding of m makes of it
 	d.dbeta, d.dgamma = p, r*invstd
 	d.k2 = float64(d.dgamma*invstd) / n
 	d.k1 = p/n - float64(low*d.k2)

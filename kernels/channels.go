@@ -801,6 +801,8 @@ func gradients64Channels(c *chans) {
 		c.sub64(low, low, t) // the part that the float32 lacks
 		c.mul64(t, low, p)
 		c.sub64(r, r, t)
+		c.sub64(t, p, p) // NaN where g has infinities
+		c.sub64(r, r, t)
 		c.mul64(r, r, i)
 		c.store64(p, c.find64("dbeta"))
 		c.store64(r, c.find64("dgamma"))
@@ -834,14 +836,12 @@ func records64Channels(c *chans) {
 		closely(func() { c.zero(c.usual) })
 		c.load(last, mem{base: c.findConst("neg").at})
 		c.store(last, mem{base: record, off: field64N * vecBytes})
-		// The factor of z is the rounded scale, or the scale if that is small.
+		// The factor of z is the rounded scale, or the scale if that is small or 0.
 		c.load64(a, c.find64("scale"))
 		c.loadWidened(s, c.findConst("a"), 0)
 		for h := range s {
 			c.abs64(t[0], a[h])
 			c.op64C(opLE64, t[1], t[0], below(factorMin))
-			c.op64C(opLE64, t[0], t[0], 0)
-			c.op(opAndNot, t[1], t[0], t[1])
 			c.op(opAnd, t[0], t[1], a[h])
 			c.op(opAndNot, s[h], t[1], s[h])
 			c.op(opOr, s[h], s[h], t[0])

@@ -313,7 +313,7 @@ var mutations = []mutation{
 	{name: "gather: the run found last belongs to another mask", file: "gather.go", pkg: ".", tests: "TestMasksAreForgotten",
 		old: "	g.last, g.inverted = 0, false\n", new: "	g.inverted = false\n"},
 	{name: "cols: wide channels of rows written as one", file: "cols.go", pkg: ".", tests: "TestRange|TestExtreme",
-		old: "if !w.someInBlocks { // these", new: "if !w.anyTiny() { // these"},
+		old: "if !w.someInBlocks { // these", new: "if !w.anyTiny { // these"},
 	{name: "walk: jumps between images take no time", file: "kernels.go", pkg: ".", tests: "TestLongest",
 		old: "maxCall*n/(n+jump)", new: "maxCall*n/max(1, n)"},
 	{name: "cols: long calls of rows with a wide channel", file: "cols.go", pkg: ".", tests: "TestCallsOfWideRowsAreShort",
