@@ -18,7 +18,7 @@ const kindsNote = `Each number is the time of an operation on the kind of data o
 run: their calls alternate, and each counts with its least time. id is identity, fwd forward, bwd backward.
 ! is a number over the limit; a second limit is that of silu, of channels that are far from 0. - is what does
 not differ from usual data. Dead channels have a beta of -20. Kinds in turn are in adjacent channels: usual,
-dead, gamma = 0, constant, NaN, x * 1e20, dy * 1e-30, x * 1e-25; their limit is the mean of these. Subnormal in turn are
+dead, gamma = 0, constant, NaN, x * 1e20, dy * 1e-30, x * 1e-25; their limits are the means of these. Subnormal in turn are
 usual, x subnormal, usual, dy * 1e-38.`
 
 // modesNote stands above the table of modes.

@@ -3,7 +3,10 @@
 // and measurements share them.
 package kinds
 
-import "math"
+import (
+	"cmp"
+	"math"
+)
 
 // Kind is a kind of data, made out of usual data: values of about 1, gamma of about 1.
 type Kind struct {
@@ -26,6 +29,7 @@ type change struct {
 	gamma func(float32) float32
 	beta  func(float32) float32
 	limit float64
+	far   float64 // the limit with a smooth activation, where it is another one
 }
 
 func to(v float32) func(float32) float32 { return func(float32) float32 { return v } }
@@ -39,7 +43,7 @@ func one(v float64) func([]float32) { return func(x []float32) { x[0] = float32(
 
 var (
 	usual    = change{limit: 1}
-	dead     = change{beta: to(-20), limit: 1.05}
+	dead     = change{beta: to(-20), limit: 1.05, far: 1.5}
 	zeroDY   = change{dy: to(0), limit: 1.05}
 	zeros    = change{gamma: to(0), beta: to(0), limit: 1.05}
 	constant = change{x: to(0.7), limit: 1.1}
@@ -55,14 +59,8 @@ var (
 )
 
 func of(name string, every int, c change) Kind {
-	k := Kind{Name: name, Limit: c.limit, Far: c.limit, Backward: c.x == nil && c.first == nil && c.gamma == nil && c.beta == nil && c.dy != nil,
+	k := Kind{Name: name, Limit: c.limit, Far: cmp.Or(c.far, c.limit), Backward: c.x == nil && c.first == nil && c.gamma == nil && c.beta == nil && c.dy != nil,
 		every: every, changes: []change{c}}
-	return k
-}
-
-// far is a kind whose pre-activations are far from 0.
-func far(k Kind) Kind {
-	k.Far = 1.5
 	return k
 }
 
@@ -72,8 +70,8 @@ func inTurn(name string, changes ...change) Kind {
 	k := Kind{Name: name, every: 1, changes: changes}
 	for _, c := range changes {
 		k.Limit += c.limit / float64(len(changes))
+		k.Far += cmp.Or(c.far, c.limit) / float64(len(changes))
 	}
-	k.Far = k.Limit
 	return k
 }
 
@@ -84,9 +82,9 @@ const all = 1
 func List() []Kind {
 	return []Kind{
 		of("usual", all, usual),
-		far(of("1 % dead channels", 100, dead)),
-		far(of("10 % dead channels", 10, dead)),
-		far(of("100 % dead channels", all, dead)),
+		of("1 % dead channels", 100, dead),
+		of("10 % dead channels", 10, dead),
+		of("100 % dead channels", all, dead),
 		of("dy = 0", all, zeroDY),
 		of("gamma = 0, beta = 0", all, zeros),
 		of("constant channels", all, constant),

@@ -73,8 +73,8 @@ func TestChanges(t *testing.T) {
 		if k.Name == "subnormal in turn" && k.Limit != (1+2.5+1+2.5)/4 {
 			t.Errorf("%s: at most %v times usual", k.Name, k.Limit)
 		}
-		if k.Name == "kinds in turn" && math.Abs(k.Limit-(1+1.05+1.05+1.1+1.1+3*2.5)/8) > 1e-9 {
-			t.Errorf("%s: at most %v times usual", k.Name, k.Limit)
+		if k.Name == "kinds in turn" && (math.Abs(k.Limit-(1+1.05+1.05+1.1+1.1+3*2.5)/8) > 1e-9 || math.Abs(k.Far-(1+1.5+1.05+1.1+1.1+3*2.5)/8) > 1e-9) {
+			t.Errorf("%s: at most %v and %v times usual", k.Name, k.Limit, k.Far)
 		}
 	}
 }
