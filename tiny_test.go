@@ -100,7 +100,7 @@ func TestTinyGradientsBeside(t *testing.T) {
 // if their constants are wide. It counts them, so that no other test may run beside it.
 func TestTinyGradientsAgain(t *testing.T) {
 	eachBeside(t, func(t *testing.T, e exception, p, _ *problem, _ int) {
-		if p.act != batchnorm.Identity {
+		if p.act != batchnorm.Identity || e.name == "tiny ones cancel" { // zeros are sampled, and then a sample of dy decides
 			return
 		}
 		before := batchnorm.Rescued()
