@@ -67,7 +67,8 @@ func TestCallsAreForgotten(t *testing.T) {
 // also if it has more runs, the last of which the call before has looked at.
 func TestMasksAreForgotten(t *testing.T) {
 	t.Parallel()
-	for _, s := range []batchnorm.Shape{{Outer: 90, Channels: 130, Inner: 1}, {Outer: 90, Channels: 21, Inner: 1}, {Outer: 6, Channels: 5, Inner: 40}} {
+	for _, s := range []batchnorm.Shape{{Outer: 90, Channels: 130, Inner: 1}, {Outer: 90, Channels: 21, Inner: 1},
+		{Outer: 6, Channels: 5, Inner: 40}} {
 		one := batchnorm.Mask{Valid: make([]bool, s.PerChannel())}
 		for i := range one.Valid {
 			one.Valid[i] = i > 3 && i < 30

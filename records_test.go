@@ -9,7 +9,8 @@ import (
 // betas are constants b of z at the borders where rounding decides.
 func betas() []float32 {
 	inf := float32(math.Inf(1))
-	list := []float32{0, 0x1p-149, 2 * 0x1p-149, 3 * 0x1p-149, 0x1p-127, 0x1p-126, math.Nextafter32(0x1p-126, 0), 1, 1.5, math.Nextafter32(1, 2), math.Nextafter32(1, 0),
+	list := []float32{0, 0x1p-149, 2 * 0x1p-149, 3 * 0x1p-149, 0x1p-127, 0x1p-126, math.Nextafter32(0x1p-126, 0),
+		1, 1.5, math.Nextafter32(1, 2), math.Nextafter32(1, 0),
 		0.3, 7, 1e30, 0x1p127, math.Nextafter32(0x1p127, 0), math.MaxFloat32, math.Nextafter32(math.MaxFloat32, 0), inf, float32(math.NaN())}
 	for _, v := range slices.Clone(list) {
 		list = append(list, -v)
@@ -71,7 +72,8 @@ func TestRecords(t *testing.T) {
 				w.setEight(&want, (*record)(coef[i*coefLen:]), j+i, m)
 				got := &buf.constants.records64[i/lanes]
 				for l := range m {
-					for f, v := range [...][2]float64{{got.s[l], want.s[l]}, {got.l[l], want.l[l]}, {got.k1[l], want.k1[l]}, {got.k2[l], want.k2[l]}, {got.a[l], want.a[l]},
+					for f, v := range [...][2]float64{{got.s[l], want.s[l]}, {got.l[l], want.l[l]}, {got.k1[l], want.k1[l]},
+						{got.k2[l], want.k2[l]}, {got.a[l], want.a[l]},
 						{float64(got.n[l]), float64(want.n[l])}} {
 						if math.Float64bits(v[0]) != math.Float64bits(v[1]) && (v[0] == v[0] || v[1] == v[1]) {
 							t.Fatalf("%v: channel %d, b %g: field %d is %g, want %g", path, j+i+l, list[j+i+l], f, v[0], v[1])

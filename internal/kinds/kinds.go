@@ -59,8 +59,9 @@ var (
 )
 
 func of(name string, every int, c change) Kind {
-	k := Kind{Name: name, Limit: c.limit, Far: cmp.Or(c.far, c.limit), Backward: c.x == nil && c.first == nil && c.gamma == nil && c.beta == nil && c.dy != nil,
-		every: every, changes: []change{c}}
+	k := Kind{Name: name, Limit: c.limit, Far: cmp.Or(c.far, c.limit),
+		Backward: c.x == nil && c.first == nil && c.gamma == nil && c.beta == nil && c.dy != nil,
+		every:    every, changes: []change{c}}
 	return k
 }
 
