@@ -872,8 +872,8 @@ func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 	}
 }
 
-// setMixedGrads is setGrads for channels of which some are in64. For these the others take
-// sums of 0, which nothing stops at.
+// setMixedGrads is setGrads for channels of which some are in64. These have sums of 0, at which
+// nothing stops, while the others are set.
 func (w *workspace) setMixedGrads(c0, c1 int, check bool, sums totals) {
 	if !w.anyTiny && !w.anyFormed(c0, c1) {
 		w.setOtherGrads(c0, c1, check, sums)

@@ -13942,12 +13942,12 @@ channels1:
 	FSUB4D(1, 1, 9)
 	FSUB4D(8, 2, 2)
 	FSUB4D(9, 3, 3)
-	FMUL4D(4, 2, 2)
-	FMUL4D(5, 3, 3)
 	MOVD channelArgs_dbeta(R23), R4
 	ADD R1, R4
 	FSTPQ (F0, F1), (R4)
 	FSTPQ (F2, F3), 32(R4)
+	FMUL4D(4, 2, 2)
+	FMUL4D(5, 3, 3)
 	MOVD channelArgs_dgamma(R23), R4
 	ADD R1, R4
 	FSTPQ (F4, F5), (R4)

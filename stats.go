@@ -195,20 +195,14 @@ type gradient struct {
 // (Ioffe and Szegedy 2015, section 3), where the part of the mean that m lacks
 // is in k1. m is the float32 nearest the mean.
 func (d *gradient) set(f *affine, invstd, p, r, n float64) {
-	low := f.mean - float64(float32(f.mean))
-	r -= float64(low * p)
-	r -= p - p // infinite gradients make it NaN, whatever the rounding of m makes of it
-	d.dbeta, d.dgamma = p, r*invstd
-	d.k2 = float64(d.dgamma*invstd) / n
-	d.k1 = p/n - float64(low*d.k2)
+	d.set64(f.mean, invstd, p, r, n)
 	if math.Abs(d.k2) <= tameMin && math.Abs(d.dgamma)*n <= math.Abs(p)*negligible {
 		d.k2 = 0
 	}
 	d.wide = f.wide || wild(d.k1, gradMin, sureMax) || wild(d.k2, gradMin, sureMax)
 }
 
-// set64 is set for kernels that compute dx in float64, with the deviations of x from the float32
-// nearest the mean. Nothing leaves their range.
+// set64 is set for kernels that compute dx in float64. No constant leaves their range.
 func (d *gradient) set64(mean, invstd, p, r, n float64) {
 	low := mean - float64(float32(mean))
 	r -= float64(low * p)

@@ -729,14 +729,7 @@ func backwardChannels(c *chans) {
 		c.add64(low, low, t) // the part that the float32 lacks
 		c.mul64(t, low, p)
 		c.sub64(r, r, t)
-		c.mul64(r, r, i)
-		c.store64(r, c.find64("dgamma"))
-		c.roundGradients(r, p, t)
-		c.mul64(r, r, i)
-		c.divide(r, r, c.offs.t)
-		c.divide(p, p, c.offs.t)
-		c.mul64(low, low, r)
-		c.sub64(p, p, low)
+		c.gradientConstants(p, r, i, low, t)
 		c.narrow(low[0], p, t[1])
 		c.store(low[0], mem{base: c.findConst("k1").at})
 		c.narrow(low[1], r, t[1])
@@ -803,15 +796,8 @@ func gradients64Channels(c *chans) {
 		c.sub64(r, r, t)
 		c.sub64(t, p, p) // NaN where g has infinities
 		c.sub64(r, r, t)
-		c.mul64(r, r, i)
 		c.store64(p, c.find64("dbeta"))
-		c.store64(r, c.find64("dgamma"))
-		c.roundGradients(r, p, t)
-		c.mul64(r, r, i)
-		c.divide(r, r, c.offs.t)
-		c.divide(p, p, c.offs.t)
-		c.mul64(low, low, r)
-		c.sub64(p, p, low)
+		c.gradientConstants(p, r, i, low, t)
 		c.store64(p, c.find64("otherA"))
 		c.store64(r, c.find64("otherB"))
 	})
@@ -883,6 +869,20 @@ func records64Channels(c *chans) {
 
 // record64Bytes is the size of a record64.
 const record64Bytes = (field64N + 1) * vecBytes
+
+// gradientConstants goes from the sums of g in p, and of g*(x-mean) in r, to k1 in p and k2 in
+// r, and writes dgamma, and the rounded gradients where they are wanted. i has invstd, low the
+// part of the mean that the float32 lacks, which is lost; t is a temporary.
+func (c *chans) gradientConstants(p, r, i, low, t pair) {
+	c.mul64(r, r, i)
+	c.store64(r, c.find64("dgamma"))
+	c.roundGradients(r, p, t)
+	c.mul64(r, r, i)
+	c.divide(r, r, c.offs.t)
+	c.divide(p, p, c.offs.t)
+	c.mul64(low, low, r)
+	c.sub64(p, p, low)
+}
 
 // roundGradients writes the gradients by gamma and beta, where they are wanted; t is a temporary.
 func (c *chans) roundGradients(dgamma, dbeta, t pair) {
