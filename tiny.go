@@ -701,7 +701,7 @@ func (w *workspace) sumTinyRows(s *rowScratch, c, n int, win window) {
 }
 
 // fewColumns is the length of rows whose images are summed side by side, one for each column.
-const fewColumns = 8 * lanes
+const fewColumns = mostSpan
 
 // sumTinyRow adds a window of channel c to its sums by lanes.
 func (w *workspace) sumTinyRow(buf *buffers, sums []float64, c int, coef []float32, win window) {
@@ -857,6 +857,10 @@ func (w *workspace) writeTinyRows(k *kernelArgs, c int) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	buf.constants.reset(rows)
+	if k.n < fewColumns && k.coefImage == -k.rows*coefLen { // all images have the same channels
+		w.writeTinyImages(buf, k, c)
+		return
+	}
 	for ; k.images > 0; k.images-- {
 		for r := 0; r < k.rows; {
 			channels := max(1, min(k.rows-r, bufferLen/k.n, mostSpan))
@@ -876,6 +880,24 @@ func (w *workspace) writeTinyRows(k *kernelArgs, c int) {
 		k.at += k.imageGap
 		k.coefAt += k.coefImage
 	}
+}
+
+// writeTinyImages is writeTinyRows for short rows: it goes channel by channel, since the constants of
+// a channel take longer than a short row.
+func (w *workspace) writeTinyImages(buf *buffers, k *kernelArgs, c int) {
+	s, image, most := &w.applyTiny, k.rows*k.n+k.imageGap, bufferLen/k.n
+	for r := range k.rows {
+		first := k.coefAt + r*coefLen
+		coef, column := k.coef[first:], c+first/coefLen
+		w.setFactors(&buf.constants, coef, column, 1)
+		for o := 0; o < k.images; o += most {
+			at := k.at + r*k.n + o*image
+			b := block{rows: min(most, k.images-o), n: k.n, stride: image, channels: 1, column: column,
+				x: from(s.x, at), dy: from(s.dy, at), res: from(s.res, at), y: from(s.y, at), dres: from(s.dres, at), slopes: from(s.slopes, at)}
+			w.writeTiny(buf, coef, &b)
+		}
+	}
+	k.images = 0
 }
 
 // writeTinyPanel is writePanel for columns with tiny numbers.
