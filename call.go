@@ -84,6 +84,7 @@ type workspace struct {
 	rowScratch   quota[*rowScratch]
 	buffers      quota[*buffers]
 	someInBlocks bool // there are channels whose outputs are written block by block
+	tinyColumns  tinyColumns
 
 	fusedTask, sumsTask, applyTask func(int) // from tasks, for the layout
 	tasks                          struct{ fusedRows, sumRows, applyRows, sumCols, applyCols, applyGathered func(int) }
@@ -265,6 +266,9 @@ func (w *workspace) run(do phases) {
 		return
 	}
 	if do&takeSums != 0 {
+		if w.backward && w.anyTiny && g.layout == cols {
+			w.setTinyColumns(w.channels.tiny)
+		}
 		if g.layout == rows {
 			w.parallel(ceilDiv(g.channels, way.tasks)*g.segments, w.sumsTask)
 		} else {
@@ -274,6 +278,9 @@ func (w *workspace) run(do phases) {
 	}
 	if w.do&applyThem != 0 {
 		w.someInBlocks = w.findInBlocks(0, g.channels)
+		if w.someInBlocks && g.layout == cols {
+			w.setTinyColumns(w.channels.outputs)
+		}
 		w.parallel(w.applyTasks(), w.applyTask)
 	}
 }

@@ -28,9 +28,7 @@ type constants struct {
 	first, height, width int
 	scaled               []float32
 
-	// Of tiny.go: slopes as factors, and masks of columns where nothing is tiny.
-	slopes factorList
-	masks  [mostSpan]float32
+	slopes factorList // of tiny.go, as factors
 	// Constants and factors of a channel in rows, for kernels in cols.
 	record  record
 	factors [lanes]float64
@@ -121,12 +119,30 @@ type block struct {
 	stride     int  // from a row to the next; 0 stands for n
 	column     int  // in rows, in tiny.go: the first channel
 	fetch      int  // in tiny.go: bytes from a value to one that is prefetched
-	mixed      bool // in cols, in tiny.go: there are columns where nothing is tiny
+	held       bool // in tiny.go: the outputs are buffers without gaps
 	x, dy, res []float32
 	y, dres    []float32
-	// In tiny.go, where the sums have stored g: g, in cols, and slopes, if these were stored where
-	// numbers are tiny.
-	g, slopes []float32
+	slopes     []float32 // in tiny.go: those that the sums have stored
+
+	// Of the columns, in tiny.go.
+	factors []float64
+	records []record64
+}
+
+// stepOut returns the distance from a row of the outputs to the next.
+func (b *block) stepOut() int {
+	if b.held {
+		return b.n
+	}
+	return b.step()
+}
+
+// factorsOfZ returns the factors of x-m in z.
+func (b *block) factorsOfZ(buf *buffers) []float64 {
+	if b.factors != nil {
+		return b.factors
+	}
+	return buf.constants.ofZ[:]
 }
 
 // elementwise runs a kernel that writes outputs on a block.
@@ -389,7 +405,7 @@ func blockAt(s *stage, i, n int) block {
 
 // writeColsCarefully writes the outputs of rows of n columns from column c on, from
 // index i on, of which some are wide. The others are written as without wide ones beside them.
-func (w *workspace) writeColsCarefully(i, c, rows, n int, tiny bool) {
+func (w *workspace) writeColsCarefully(i, c, rows, n int) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	k := &buf.constants
@@ -402,12 +418,8 @@ func (w *workspace) writeColsCarefully(i, c, rows, n int, tiny bool) {
 	}
 	w.colBlocks(buf, i, c, rows, n, others, func(r int, b block) {
 		w.writeScaled(buf, &b, k)
-		switch at := i + r*w.geo.width; {
-		case !others:
-		case tiny:
-			w.writeTinyPanel(at, c, b.rows, n, w.geo.width, true)
-		default:
-			w.writePanel(at, c, b.rows, n, w.geo.width)
+		if others {
+			w.writeBeside(i+r*w.geo.width, c, b.rows, n, w.geo.width)
 		}
 	})
 }

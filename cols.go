@@ -138,22 +138,16 @@ func (w *workspace) sumColumns(seg int, k *columnSums, sum func(r0, r1, n int)) 
 
 // sumBlock takes the sums of the rows r0 to r1-1 of n columns from column c on.
 func (w *workspace) sumBlock(sums *columnSums, c, r0, r1, n int) {
-	for j, end := c, c; j < c+n; j = end {
-		kind := byte(0)
-		if end = c + n; w.backward && w.anyTiny {
-			kind, end = w.columnsAlike(w.channels.tiny, j, end, lanes)
-		}
-		if kind != 0 {
-			w.sumTinyCols(sums, kind&mixedKinds != 0, j, j-c, r0, r1, end-j)
-		} else {
-			w.sumColumnsOf(sums, j, j-c, r0, r1, end-j)
-		}
+	if w.backward && w.anyTiny {
+		w.sumBeside(sums, c, r0, r1, n)
+		return
 	}
+	w.sumColumnsOf(sums, w.coef, c, 0, r0, r1, n)
 }
 
 // sumColumnsOf runs the kernel that takes sums over the rows r0 to r1-1 of n columns from
-// column c on. Their sums begin with column first.
-func (w *workspace) sumColumnsOf(sums *columnSums, c, first, r0, r1, n int) {
+// column c on, with constants from records of all columns. Their sums begin with column first.
+func (w *workspace) sumColumnsOf(sums *columnSums, records []float32, c, first, r0, r1, n int) {
 	g, s := w.geo, &w.sums
 	values, columns := maxCall, maxCall/quadSize // per call at most
 	var buf *buffers
@@ -169,7 +163,7 @@ func (w *workspace) sumColumnsOf(sums *columnSums, c, first, r0, r1, n int) {
 			k.acc = sums.acc[2*(first+p):]
 			k.coef = sums.shift[first+p:]
 			if w.backward {
-				k.coef = w.coef[(c+p)*coefLen:]
+				k.coef = records[(c+p)*coefLen:]
 			}
 			w.kernel(s, &k)
 		}
@@ -231,32 +225,44 @@ func (w *workspace) writeBlock(i, rows, n int) {
 	for p := 0; p < n; p += panel {
 		end := min(p+panel, n)
 		if !w.someInBlocks {
-			w.writePanel(i+p, p, rows, end-p, n)
+			w.writePanel(w.coef, i+p, p, rows, end-p, n)
 			continue
 		}
 		for q, next := p, p; q < end; q = next {
-			var kind byte
-			switch kind, next = w.columnsAlike(w.channels.outputs, q, end, unit); {
-			case kind&wideOutputs != 0:
-				w.writeColsCarefully(i+q, q, rows, next-q, kind&^(wideOutputs|mixedKinds) != 0)
-			case kind != 0:
-				w.writeTinyPanel(i+q, q, rows, next-q, n, kind&mixedKinds != 0)
-			default:
-				w.writePanel(i+q, q, rows, next-q, n)
+			var wide bool
+			if wide, next = w.wideRun(q, end, unit); wide {
+				w.writeColsCarefully(i+q, q, rows, next-q)
+			} else {
+				w.writeBeside(i+q, q, rows, next-q, n)
 			}
 		}
 	}
 }
 
+// wideRun reports whether the columns from column j on, in units of some columns, have wide channels,
+// and returns the end of those that are alike.
+func (w *workspace) wideRun(j, end, unit int) (wide bool, next int) {
+	for next = j; next < end; {
+		kind, to := w.columnsAlike(w.channels.outputs, next, end, unit)
+		if is := kind&wideOutputs != 0; next == j {
+			wide = is
+		} else if is || wide { // wide columns are at most mostSpan
+			break
+		}
+		next = to
+	}
+	return wide, next
+}
+
 // writePanel writes the outputs of rows of n columns from column c on, whose constants
-// fit into the first-level cache. The rows are stride values apart, and the first output
-// has index i.
-func (w *workspace) writePanel(i, c, rows, n, stride int) {
+// fit into the first-level cache, and are in records of all columns. The rows are stride
+// values apart, and the first output has index i.
+func (w *workspace) writePanel(records []float32, i, c, rows, n, stride int) {
 	most := maxCall / n // a task has more where a wide channel keeps its rows from being written as one
 	for r := 0; r < rows; r += most {
 		at, height := i+r*stride, min(most, rows-r)
 		k := w.apply.args(at)
-		k.coef = w.coef[c*coefLen:]
+		k.coef = records[c*coefLen:]
 		k.rows, k.n, k.stride = height, n, stride
 		k.stream = w.apply.stream && k.aligned()
 		if w.way.inOrder || k.stream {

@@ -395,18 +395,16 @@ func (w *workspace) applyCopy(buf *buffers, c, i, n int) {
 		careful.y, careful.dres = wide.y[:n], slice(wide.dres[:], 0, len(b.dres))
 		w.writeBlockCarefully(wide, c, &careful)
 	}
-	switch tiny := outputs&^(wideOutputs|mixedKinds) != 0; {
-	case !tiny:
+	switch {
+	case w.geo.layout == cols && w.someInBlocks:
+		w.writeCopyBeside(buf, c, &k, &b)
+	case outputs == 0:
 		k.coef = coef
 		w.elementwise(w.apply.kernel, w.apply.act, &k, &b)
-	case w.geo.layout == rows:
-		buf.constants.reset(rows)
-		w.setFactors(&buf.constants, coef, c, 1)
-		b.channels, b.column = 1, c
-		w.writeTiny(buf, coef, &b)
 	default:
-		b.mixed = outputs&(mixedKinds|wideOutputs) != 0
-		w.setTiny(&buf.constants, coef, b.mixed, c, n)
+		buf.constants.reset(rows)
+		w.setFactors(buf.constants.ofZ[:], coef, c, 1)
+		b.channels, b.column = 1, c
 		w.writeTiny(buf, coef, &b)
 	}
 	if wide != nil {

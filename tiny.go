@@ -397,8 +397,7 @@ func (w *workspace) factorZ(c int, a float32) float64 {
 
 // setFactors sets the factors of n columns from column j on, or in rows of n channels. coef
 // has their constants.
-func (w *workspace) setFactors(k *constants, coef []float32, j, n int) {
-	list := k.ofZ[:]
+func (w *workspace) setFactors(list []float64, coef []float32, j, n int) {
 	if w.geo.layout == rows {
 		for i := range n {
 			list[i] = w.factorZ(j+i, coef[i*coefLen+fieldA])
@@ -455,19 +454,19 @@ func leastThroughEnds(b float32) float64 {
 
 // setRecords sets the records of n columns from column j on. coef has the constants of the
 // columns. Those of dx are known with the sums.
-func (w *workspace) setRecords(k *constants, coef []float32, j, n int) {
+func (w *workspace) setRecords(records []record64, coef []float32, j, n int) {
 	path, ch, plain := w.plan.path, &w.channels, w.geo.width == w.geo.channels && j%lanes == 0
 	for i := 0; i < n; i += lanes {
 		if v := path.whole(roundUp(n-i, lanes)); plain && v > 0 {
 			f := &ch.fields
 			k := channelArgs{n: v, step: 4 * f.group, neg: f.from(fieldN, j+i), a: f.from(fieldA, j+i), b: f.from(fieldB, j+i),
-				scale: ch.scale[j+i:], otherA: ch.k1[j+i:], otherB: ch.k2[j+i:], records: k.records64[i/lanes:]}
+				scale: ch.scale[j+i:], otherA: ch.k1[j+i:], otherB: ch.k2[j+i:], records: records[i/lanes:]}
 			k.run(channelRecords64)
 			if i += v - k.n; i >= n {
 				return
 			}
 		}
-		w.setEight(&k.records64[i/lanes], (*record)(coef[i*coefLen:]), j+i, min(lanes, n-i))
+		w.setEight(&records[i/lanes], (*record)(coef[i*coefLen:]), j+i, min(lanes, n-i))
 	}
 }
 
@@ -490,33 +489,12 @@ func (w *workspace) setRecord(k *constants, coef []float32, c int) {
 	r.inAllLanes()
 }
 
-// setMasks sets the masks of n columns from column j on, given the kinds of channels: all ones
-// where nothing is tiny. For the kernels in float32 it copies their constants, which turn x and g
-// to 0 in the other columns, so that no product there is subnormal.
-func (w *workspace) setMasks(k *constants, kinds []byte, coef []float32, j, n int) {
-	for i := 0; i < n; i += lanes {
-		r := (*record)(k.z[i*coefLen:])
-		*r = *(*record)(coef[i*coefLen:])
-		for l := range min(lanes, n-i) {
-			if kinds[w.channelOf(j+i+l)]&^wideOutputs == 0 {
-				k.masks[i+l] = math.Float32frombits(math.MaxUint32)
-				continue
-			}
-			k.masks[i+l] = 0
-			r[fieldA*lanes+l], r[fieldB*lanes+l], r[fieldK1*lanes+l], r[fieldK2*lanes+l] = 0, closed, 0, 0
-		}
-	}
-}
-
-// closed is a z at which ReLU and most of the activations have a slope of 0.
-const closed = -0x1p100
-
 // ---- gradients and outputs
 
 // preActivations sets z of a block, with the bits that a kernel computes, and returns it.
 func (w *workspace) preActivations(buf *buffers, coef []float32, b *block) []float32 {
 	z := buf.scaled[:]
-	w.products(buf, Identity, &kernelArgs{x: b.x, y: z, stride: b.step(), strideY: b.n, fetch: b.fetch}, coef, buf.constants.ofZ[:], b)
+	w.products(buf, Identity, &kernelArgs{x: b.x, y: z, stride: b.step(), strideY: b.n, fetch: b.fetch}, coef, b.factorsOfZ(buf), b)
 	if b.res != nil {
 		res := w.packed(buf.res[:], b.res, b)
 		w.alike(kernelNormalize, Identity, &kernelArgs{x: res, res: z, y: z, coef: asItIs}, b.len())
@@ -535,7 +513,7 @@ func (w *workspace) gated(buf *buffers, coef []float32, b *block) []float32 {
 // slopes returns act'(z) of a block.
 func (w *workspace) slopes(act Activation, buf *buffers, coef []float32, b *block) []float32 {
 	to := buf.g[:]
-	if w.applyTiny.slopes != nil && !b.apart() && !b.mixed { // they are to be stored
+	if w.applyTiny.slopes != nil && !b.apart() && !b.held { // they are to be stored
 		to = b.dres
 	}
 	if w.geo.layout == rows && b.channels == 1 && b.rows == 1 && w.tinyOf(b.column) == tinyGradients { // no product for z is tiny
@@ -608,37 +586,42 @@ func (w *workspace) writeTiny(buf *buffers, coef []float32, b *block) {
 		return
 	}
 	if act.variant() != actCalled && b.res == nil {
-		k := kernelArgs{x: b.x, y: b.y, rows: b.rows, stride: b.step(), strideY: b.step()}
-		k.stream = w.streams(&k)
-		w.products(buf, act, &k, coef, buf.constants.ofZ[:], b)
+		k := kernelArgs{x: b.x, y: b.y, rows: b.rows, stride: b.step(), strideY: b.stepOut()}
+		k.stream = !b.held && w.streams(&k)
+		w.products(buf, act, &k, coef, b.factorsOfZ(buf), b)
 		return
 	}
 	k := kernelArgs{x: minusZeros, y: b.y, coef: asItIs, stream: w.apply.stream}
-	res := b.res
+	res, packs := b.res, b.apart() && !b.held
 	b.res = nil
 	k.res = w.preActivations(buf, coef, b)
 	if res != nil {
 		k.x = w.packed(buf.res[:], res, b)
 	}
-	if b.apart() {
-		k.y, k.stream = buf.y[:], false
+	if packs || b.held {
+		k.stream = false
+	}
+	if packs {
+		k.y = buf.y[:]
 	}
 	w.alike(kernelNormalize, act, &k, b.len())
-	if b.apart() {
+	if packs {
 		w.unpack(b.y, k.y, b)
 	}
 }
 
 // writeTinyDX writes dx of a block, and g if it is wanted.
 func (w *workspace) writeTinyDX(act Activation, buf *buffers, coef []float32, b *block) {
-	if b.dres != nil { // other outputs may overwrite what it is made of
-		copy(buf.dres[:b.len()], w.gradientsOf(act, buf, coef, b))
+	g := buf.dres[:]
+	if b.held {
+		g = b.dres
 	}
-	var k kernelArgs
+	if b.dres != nil { // other outputs may overwrite what it is made of
+		copy(g[:b.len()], w.gradientsOf(act, buf, coef, b))
+	}
+	k := kernelArgs{y: b.y, strideY: b.stepOut()}
 	act64 := w.operands64(&k, act, buf, coef, b)
-	switch constants := &buf.constants; {
-	case w.geo.layout == rows:
-		k.y, k.strideY = b.y, b.step()
+	if constants := &buf.constants; w.geo.layout == rows {
 		k.n = b.n / b.channels
 		k.records = constants.records64[:]
 		x, dy, res, y := k.x, k.dy, k.res, k.y
@@ -649,40 +632,14 @@ func (w *workspace) writeTinyDX(act Activation, buf *buffers, coef []float32, b 
 			w.setRecord(constants, coef[c*coefLen:], b.column+c)
 			w.plan.path.run(kernelInputGrad64, cols, act64, &k)
 		}
-	case !b.mixed:
-		k.n, k.y, k.strideY = b.n, b.y, b.step()
-		k.stream = w.streams(&k)
-		k.records, k.recordStep = constants.records64[:], bytes64
+	} else {
+		k.n, k.records, k.recordStep = b.n, b.records, bytes64
+		k.stream = !b.held && w.streams(&k)
 		w.plan.path.run(kernelInputGrad64, cols, act64, &k)
-	default:
-		k.n, k.y, k.strideY = b.n, buf.y[:], b.n
-		k.records, k.recordStep = constants.records64[:], bytes64
-		w.plan.path.run(kernelInputGrad64, cols, act64, &k)
-		usual := kernelArgs{x: b.x, dy: b.dy, res: b.res, y: b.y, dres: b.dres, coef: constants.z, act: w.act, rows: b.rows, n: b.n, stride: b.step()}
-		if b.g != nil {
-			usual.dy, usual.res, usual.dres = b.g, nil, nil
-		}
-		w.plan.path.run(kernelInputGrad, cols, w.apply.act, &usual)
-		w.replaceTiny(buf, b.y, buf.y[:], b)
 	}
-	switch {
-	case b.dres != nil && b.mixed:
-		w.replaceTiny(buf, b.dres, buf.dres[:], b)
-	case b.dres != nil:
-		w.unpack(b.dres, buf.dres[:], b)
+	if b.dres != nil && !b.held {
+		w.unpack(b.dres, g, b)
 	}
-}
-
-// replaceTiny replaces the columns of an output where something is tiny by those of a block
-// without gaps.
-func (w *workspace) replaceTiny(buf *buffers, out, tiny []float32, b *block) {
-	w.choose(buf, &kernelArgs{x: out, dy: tiny, y: out, stride: b.step(), strideDY: b.n, strideY: b.step()}, b)
-}
-
-// choose takes the columns of a block from x where nothing is tiny, and from dy elsewhere.
-func (w *workspace) choose(buf *buffers, k *kernelArgs, b *block) {
-	k.rows, k.n, k.coef, k.coefStep = b.rows, b.n, buf.constants.masks[:], lanes
-	w.plan.path.run(kernelChoose, cols, Identity, k)
 }
 
 // ---- sums
@@ -694,7 +651,7 @@ func (w *workspace) sumTinyRows(s *rowScratch, c, n int, win window) {
 	for r := range n {
 		coef := w.coef[(c+r)*coefLen:]
 		buf.constants.reset(rows)
-		w.setFactors(&buf.constants, coef, c+r, 1)
+		w.setFactors(buf.constants.ofZ[:], coef, c+r, 1)
 		w.setRecord(&buf.constants, coef, c+r)
 		w.sumTinyRow(buf, s.sums[r*sumLen:][:sumLen], c+r, coef, win)
 	}
@@ -754,90 +711,6 @@ func (w *workspace) sumColumns64(buf *buffers, sums []float64, k *kernelArgs, ac
 	}
 }
 
-// fetchRows is how many rows ahead the sums of columns prefetch memory.
-const fetchRows = 8
-
-// sumTinyCols is sumBlock for n columns from column c on, of which some have tiny numbers.
-// Their sums begin with column first.
-func (w *workspace) sumTinyCols(sums *columnSums, mixed bool, c, first, r0, r1, n int) {
-	buf := w.buffers.take()
-	defer w.buffers.give(buf)
-	k, coef := &buf.constants, w.coef[c*coefLen:]
-	k.reset(cols)
-	if w.needsZ() {
-		w.setFactors(k, coef, c, n)
-	}
-	if w.sums.act.variant() == actInline {
-		w.setRecords(k, coef, c, n)
-	} else {
-		for i := 0; i < n; i += lanes {
-			k.records64[i/lanes].n = [lanes]float32(coef[i*coefLen+fieldN*lanes:])
-		}
-	}
-	if mixed {
-		w.setMasks(k, w.channels.tiny, coef, c, n)
-	}
-	var args kernelArgs
-	all := buf.sums64[:2*roundUp(n, lanes)]
-	clear(all)
-	most := rowsOf(bufferLen, n)
-	for r := r0; r < r1; r += most {
-		i, height := r*w.geo.width+c, min(most, r1-r)
-		b := w.tinyBlock(i, height, n, w.geo.width)
-		if w.source != nil {
-			b = w.packCols(&w.sums, buf, i, height, n)
-		}
-		b.mixed, b.fetch = mixed, 4*fetchRows*b.step()
-		act := w.operands64(&args, w.sums.act, buf, coef, &b)
-		args.fetch = b.fetch
-		args.n, args.records, args.recordStep, args.sums = n, k.records64[:], bytes64, all
-		w.plan.path.run(kernelGradSums64, cols, act, &args)
-		if mixed {
-			w.sumUsual(buf, sums.acc[2*first:], args.res, &b)
-		} else {
-			w.storeTiny(&args, &b)
-		}
-	}
-	i := 0
-	for ; !mixed && i+lanes <= n; i += lanes {
-		from := (*[sumLen]float64)(all[2*i:])
-		a, b := (*[lanes]float64)(sums.a[first+i:]), (*[lanes]float64)(sums.b[first+i:])
-		for l := range a {
-			a[l] += from[l]
-			b[l] += from[lanes+l]
-		}
-	}
-	for ; i < n; i++ {
-		if mixed && math.Float32bits(k.masks[i]) != 0 {
-			continue
-		}
-		at := i/lanes*sumLen + i%lanes
-		sums.a[first+i] += all[at]
-		sums.b[first+i] += all[at+lanes]
-		at += 2 * first
-		sums.acc[at], sums.acc[at+lanes] = 0, 0
-	}
-}
-
-// sumUsual adds the sums of those columns of a block where nothing is tiny. Those of the others
-// are not used. Where g is stored, the others have their slopes there, or keep dy.
-func (w *workspace) sumUsual(buf *buffers, acc, slopes []float32, b *block) {
-	s := &w.sums
-	k := kernelArgs{x: b.x, dy: b.dy, res: b.res, dres: b.dres, coef: buf.constants.z, acc: acc, act: w.act, rows: b.rows, n: b.n, stride: b.step()}
-	switch {
-	case s.act.kind == actIdentity: // there is no z that closes
-		w.choose(buf, &kernelArgs{x: b.x, dy: plusOnes, y: buf.x[:], stride: b.step(), strideY: b.n}, b)
-		w.choose(buf, &kernelArgs{x: b.dy, dy: zeros, y: buf.dy[:], stride: b.step(), strideY: b.n}, b)
-		k.x, k.dy, k.stride = buf.x[:], buf.dy[:], b.n
-	case b.dres != nil && w.applyTiny.slopes == nil:
-		slopes = w.times(buf.dy[:], b.dy, 1, b.rows, b.n, b.step())
-	}
-	w.plan.path.run(s.kernel, cols, s.act, &k)
-	if b.dres != nil {
-		w.replaceTiny(buf, b.dres, slopes, b)
-	}
-}
-
 // storeTiny stores the slopes of a block of tiny numbers, if they are wanted where g of usual ones is
 // stored, and not there yet.
 func (w *workspace) storeTiny(k *kernelArgs, b *block) {
@@ -867,7 +740,7 @@ func (w *workspace) writeTinyRows(k *kernelArgs, c int) {
 			n := channels * k.n
 			coef := k.coef[k.coefAt:]
 			first := c + k.coefAt/coefLen
-			w.setFactors(&buf.constants, coef, first, channels)
+			w.setFactors(buf.constants.ofZ[:], coef, first, channels)
 			for i := 0; i < n; i += bufferLen {
 				b := blockAt(&w.applyTiny, k.at+i, min(bufferLen, n-i))
 				b.channels, b.column = channels, first
@@ -889,7 +762,7 @@ func (w *workspace) writeTinyImages(buf *buffers, k *kernelArgs, c int) {
 	for r := range k.rows {
 		first := k.coefAt + r*coefLen
 		coef, column := k.coef[first:], c+first/coefLen
-		w.setFactors(&buf.constants, coef, column, 1)
+		w.setFactors(buf.constants.ofZ[:], coef, column, 1)
 		for o := 0; o < k.images; o += most {
 			at := k.at + r*k.n + o*image
 			b := block{rows: min(most, k.images-o), n: k.n, stride: image, channels: 1, column: column,
@@ -898,44 +771,4 @@ func (w *workspace) writeTinyImages(buf *buffers, k *kernelArgs, c int) {
 		}
 	}
 	k.images = 0
-}
-
-// writeTinyPanel is writePanel for columns with tiny numbers.
-func (w *workspace) writeTinyPanel(i, c, rows, n, stride int, mixed bool) {
-	s := &w.applyTiny
-	var g []float32
-	if w.way.stores {
-		g = w.apply.dy
-	}
-	buf := w.buffers.take()
-	defer w.buffers.give(buf)
-	for p := 0; p < n; p += mostSpan {
-		m := min(mostSpan, n-p)
-		coef := w.coef[(c+p)*coefLen:]
-		w.setTiny(&buf.constants, coef, mixed, c+p, m)
-		most := bufferLen / m
-		for r := 0; r < rows; r += most {
-			at := i + p + r*stride
-			b := block{rows: min(most, rows-r), n: m, stride: stride, mixed: mixed,
-				x: from(s.x, at), dy: from(s.dy, at), res: from(s.res, at), y: from(s.y, at), dres: from(s.dres, at),
-				slopes: from(s.slopes, at), g: from(g, at)}
-			w.writeTiny(buf, coef, &b)
-		}
-	}
-}
-
-// setTiny sets the constants for the outputs of n columns from column j on. With mixed there are
-// columns among them where nothing is tiny.
-func (w *workspace) setTiny(k *constants, coef []float32, mixed bool, j, n int) {
-	k.reset(cols)
-	if !w.backward || w.needsZ() {
-		w.setFactors(k, coef, j, n)
-	}
-	if !w.backward {
-		return
-	}
-	w.setRecords(k, coef, j, n)
-	if mixed {
-		w.setMasks(k, w.channels.outputs, coef, j, n)
-	}
 }

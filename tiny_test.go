@@ -186,7 +186,7 @@ func TestTinyChannelsBeside(t *testing.T) {
 	}
 	n := 0
 	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 9, Inner: 70}, {Outer: 3, Channels: 40, Inner: 9}, {Outer: 90, Channels: 24, Inner: 1},
-		{Outer: 8, Channels: 280, Inner: 1}, {Outer: 700, Channels: 3, Inner: 1}, {Outer: 9, Channels: 33, Inner: 3}} {
+		{Outer: 8, Channels: 280, Inner: 1}, {Outer: 700, Channels: 3, Inner: 1}, {Outer: 9, Channels: 33, Inner: 3}, {Outer: 70, Channels: 520, Inner: 1}} {
 		for i, k := range kinds {
 			for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU, batchnorm.LeakyReLU(0.25)} {
 				always := act == batchnorm.Identity && k.name == "dy beside large gamma" && s.Inner == 1 // both kinds in a cache line
@@ -424,6 +424,63 @@ func TestStripsBesideOthers(t *testing.T) {
 			for i, v := range got {
 				if !sameBits(v, want[i]) {
 					t.Fatalf("%v, %v are large: y[%d] is %g, want %g", path, large, i, v, want[i])
+				}
+			}
+		}
+	}
+}
+
+// TestBesideStreamed: where outputs are so large that non-temporal stores write them, columns
+// beside tiny ones have the bits that they have in place, and on the Go path.
+func TestBesideStreamed(t *testing.T) {
+	s := batchnorm.Shape{Outer: 11600, Channels: 144, Inner: 1} // 6.7 MB
+	x, dy := gen.Normal(1, s.Len(), 0.3, 1), gen.Normal(2, s.Len(), 0, 1)
+	gamma, beta := gen.Uniform(3, s.Channels, 0.5, 1.5), gen.Uniform(4, s.Channels, -0.5, 0.5)
+	for i := range dy {
+		switch c := i % s.Channels; {
+		case c >= 40 && c < 56 || c == 100: // whole vectors, and one column
+			dy[i] *= 1e-38
+		case c == 101:
+			x[i] *= 1e-39
+		}
+	}
+	for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
+		type result struct{ y, dx, dres, dgamma, dbeta []float32 }
+		run := func(path batchnorm.Path, inPlace bool) result {
+			p, err := batchnorm.NewPlan(s, batchnorm.WithActivation(act), batchnorm.WithPath(path))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := result{y: make([]float32, s.Len()), dx: make([]float32, s.Len()), dres: make([]float32, s.Len()),
+				dgamma: make([]float32, s.Channels), dbeta: make([]float32, s.Channels)}
+			in, grad := x, dy
+			if inPlace {
+				copy(r.y, x)
+				copy(r.dx, dy)
+				in, grad = r.y, r.dx
+			}
+			mean, invstd := make([]float64, s.Channels), make([]float64, s.Channels)
+			if err := p.Forward(batchnorm.ForwardArgs{X: in, Y: r.y, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd}); err != nil {
+				t.Fatal(err)
+			}
+			err = p.Backward(batchnorm.BackwardArgs{X: x, DY: grad, DX: r.dx, DResidual: r.dres, Gamma: gamma, Beta: beta,
+				Mean: mean, InvStd: invstd, DGamma: r.dgamma, DBeta: r.dbeta})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r
+		}
+		want := run(batchnorm.PathGeneric, true)
+		for _, path := range batchnorm.Paths() {
+			for _, inPlace := range []bool{false, true} {
+				got := run(path, inPlace)
+				for name, list := range map[string][2][]float32{"y": {got.y, want.y}, "dx": {got.dx, want.dx}, "dresidual": {got.dres, want.dres},
+					"dgamma": {got.dgamma, want.dgamma}, "dbeta": {got.dbeta, want.dbeta}} {
+					for i, v := range list[0] {
+						if !sameBits(v, list[1][i]) {
+							t.Fatalf("%v, %v, in place %t: %s[%d] of channel %d is %g, want %g", act, path, inPlace, name, i, i%s.Channels, v, list[1][i])
+						}
+					}
 				}
 			}
 		}

@@ -1,0 +1,361 @@
+package batchnorm
+
+import (
+	"math"
+	"slices"
+)
+
+// Columns of tiny numbers beside others (cols). The kernels in float32 go over all columns,
+// in the order of memory. Where something is tiny, -m is NaN for them: then their products
+// are NaN, which takes no assist, and nobody uses them. The kernels in float64 go over the
+// vectors that have such columns. Each column takes its results from one of the two, so that
+// its bits don't depend on its neighbours.
+
+// tinyColumns says which columns have tiny numbers, and has the constants of columns. It is set
+// before the tasks of a phase.
+type tinyColumns struct {
+	spans   []tinySpan
+	all     bool       // all columns are in spans, and none is mixed
+	factors []float64  // of x-m in z
+	records []record64 // one for 8 columns
+	masks   []float32  // of columns: all ones where nothing is tiny
+	others  []float32  // the records of all columns for the kernels in float32
+}
+
+// tinySpan is some adjacent columns, in whole vectors, of which each vector has a tiny one.
+type tinySpan struct {
+	first, end int
+	mixed      bool // other columns lie between
+}
+
+// setTinyColumns finds the columns whose channels are of a kind, and sets their constants.
+// Those of dx are known with the sums.
+func (w *workspace) setTinyColumns(kinds []byte) {
+	t, width := &w.tinyColumns, w.geo.width
+	t.spans, t.all = t.spans[:0], true
+	for j, end := 0, 0; j < width; j = end {
+		var kind byte
+		kind, end = w.columnsAlike(kinds, j, width, lanes)
+		s := tinySpan{j, end, kind&(mixedKinds|wideOutputs) != 0}
+		if kind&^(mixedKinds|wideOutputs) != 0 {
+			t.spans = append(t.spans, s)
+		}
+		t.all = t.all && kind != 0 && !s.mixed
+	}
+	if len(t.spans) == 0 {
+		return
+	}
+	padded := roundUp(width, lanes)
+	if len(t.masks) < padded {
+		t.masks, t.factors, t.records = make([]float32, padded), make([]float64, padded), make([]record64, padded/lanes)
+		t.others = make([]float32, padded*coefLen)
+	}
+	if !t.all {
+		copy(t.others, w.coef[:padded*coefLen])
+	}
+	for _, s := range t.spans {
+		if !w.backward || w.needsZ() {
+			w.setFactors(t.factors[s.first:], w.coef[s.first*coefLen:], s.first, s.end-s.first)
+		}
+		if w.backward {
+			w.setRecords(t.records[s.first/lanes:], w.coef[s.first*coefLen:], s.first, s.end-s.first)
+		}
+		if !t.all {
+			w.setMasks(kinds, s)
+		}
+	}
+}
+
+// setMasks sets the masks of columns, and their -m for the kernels in float32.
+func (w *workspace) setMasks(kinds []byte, s tinySpan) {
+	t := &w.tinyColumns
+	for j := s.first; j < s.end; j++ {
+		if kinds[w.channelOf(j)]&^wideOutputs == 0 {
+			t.masks[j] = math.Float32frombits(math.MaxUint32)
+			continue
+		}
+		t.masks[j] = 0
+		t.others[j/lanes*lanes*coefLen+fieldN*lanes+j%lanes] = float32(math.NaN())
+	}
+}
+
+// within returns the spans that have columns from j to end-1, and the number of these columns.
+func (t *tinyColumns) within(j, end int) (spans []tinySpan, columns int) {
+	first := 0
+	for first < len(t.spans) && t.spans[first].end <= j {
+		first++
+	}
+	next := first
+	for ; next < len(t.spans) && t.spans[next].first < end; next++ {
+		s := t.spans[next].clip(j, end)
+		columns += s.end - s.first
+	}
+	return t.spans[first:next], columns
+}
+
+// clip returns the columns of a span from j to end-1.
+func (s tinySpan) clip(j, end int) tinySpan {
+	return tinySpan{max(s.first, j), min(s.end, end), s.mixed}
+}
+
+func (s tinySpan) len() int { return s.end - s.first }
+
+// noneMixed reports whether all columns of spans are tiny.
+func noneMixed(spans []tinySpan) bool {
+	return !slices.ContainsFunc(spans, func(s tinySpan) bool { return s.mixed })
+}
+
+// set gives a block the constants of its columns, which begin with column c.
+func (t *tinyColumns) set(b *block, c int) {
+	b.factors, b.records = t.factors[c:], t.records[c/lanes:]
+}
+
+// putBackOne writes an output of the columns of a span where something is tiny, which is in memory
+// without gaps.
+func (w *workspace) putBackOne(out, from []float32, s tinySpan, b *block) {
+	if !s.mixed {
+		w.unpack(out, from, b)
+		return
+	}
+	k := kernelArgs{x: out, dy: from, y: out, rows: b.rows, n: b.n, stride: b.step(), strideDY: b.n, strideY: b.step(),
+		coef: w.tinyColumns.masks[s.first:], coefStep: lanes}
+	w.plan.path.run(kernelChoose, cols, Identity, &k)
+}
+
+// besideValues is how many values of an operand are written or summed by one way before the other.
+// They stay in the second-level cache.
+const besideValues = 32 << 10
+
+// ---- sums
+
+// fetchRows is how many rows ahead the sums of columns prefetch memory.
+const fetchRows = 8
+
+// sumBeside is sumBlock for columns of which some have tiny numbers.
+func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
+	t := &w.tinyColumns
+	spans, columns := t.within(c, c+n)
+	if columns == 0 {
+		w.sumColumnsOf(sums, w.coef, c, 0, r0, r1, n)
+		return
+	}
+	buf := w.buffers.take()
+	defer w.buffers.give(buf)
+	if columns == n && noneMixed(spans) {
+		for _, s := range spans {
+			w.sumSpan64(buf, sums, s.clip(c, c+n), c, r0, r1, nil)
+		}
+		return
+	}
+	const most = bufferLen / quadSize
+	for j, end := c, 0; j < c+n; j = end {
+		end = min(j+most, c+n)
+		if spans, columns = t.within(j, end); columns == 0 {
+			w.sumColumnsOf(sums, w.coef, j, j-c, r0, r1, end-j)
+			continue
+		}
+		height := rowsOf(besideValues, end-j)
+		var held []float32
+		if w.sums.dres != nil { // the kernel in float32 stores g in all columns
+			held, height = buf.dres[:], min(height, rowsOf(bufferLen, columns))
+		}
+		for r := r0; r < r1; r += height {
+			next := min(r+height, r1)
+			if held == nil {
+				w.sumColumnsOf(sums, t.others, j, j-c, r, next, end-j)
+			}
+			at := 0
+			for _, s := range spans {
+				s = s.clip(j, end)
+				w.sumSpan64(buf, sums, s, c, r, next, from(held, at))
+				at += s.len() * (next - r)
+			}
+			if held == nil {
+				continue
+			}
+			w.sumColumnsOf(sums, t.others, j, j-c, r, next, end-j)
+			at = 0
+			for _, s := range spans {
+				s = s.clip(j, end)
+				b := w.tinyBlock(r*w.geo.width+s.first, next-r, s.len(), w.geo.width)
+				w.putBackOne(b.dres, held[at:], s, &b)
+				at += b.len()
+			}
+		}
+		for _, s := range spans {
+			w.dropTiny(sums, s.clip(j, end), c)
+		}
+	}
+}
+
+// sumSpan64 adds the sums of the rows r0 to r1-1 of the columns of a span where something is tiny.
+// The sums begin with column c. If held is not nil, it gets the slopes, or dy: all rows go there at once.
+func (w *workspace) sumSpan64(buf *buffers, sums *columnSums, s tinySpan, c, r0, r1 int, held []float32) {
+	n, t := s.len(), &w.tinyColumns
+	all := buf.sums64[:2*roundUp(n, lanes)]
+	clear(all)
+	most := rowsOf(bufferLen, n)
+	for r := r0; r < r1; r += most {
+		i, height := r*w.geo.width+s.first, min(most, r1-r)
+		b := w.tinyBlock(i, height, n, w.geo.width)
+		if w.source != nil {
+			b = w.packCols(&w.sums, buf, i, height, n)
+		}
+		t.set(&b, s.first)
+		b.held, b.fetch = held != nil, 4*fetchRows*b.step()
+		var k kernelArgs
+		act := w.operands64(&k, w.sums.act, buf, w.coef[s.first*coefLen:], &b)
+		k.fetch, k.n, k.records, k.recordStep, k.sums = b.fetch, n, b.records, bytes64, all
+		w.plan.path.run(kernelGradSums64, cols, act, &k)
+		switch {
+		case held == nil:
+			w.storeTiny(&k, &b)
+		case w.applyTiny.slopes != nil:
+			copy(held, k.res[:b.len()])
+		default:
+			w.times(held, b.dy, 1, b.rows, n, b.step())
+		}
+	}
+	i, first := 0, s.first-c
+	for ; !s.mixed && i+lanes <= n; i += lanes {
+		from := (*[sumLen]float64)(all[2*i:])
+		a, b := (*[lanes]float64)(sums.a[first+i:]), (*[lanes]float64)(sums.b[first+i:])
+		for l := range a {
+			a[l] += from[l]
+			b[l] += from[lanes+l]
+		}
+	}
+	for ; i < n; i++ {
+		if s.mixed && t.masks[s.first+i] != 0 { // NaN
+			continue
+		}
+		at := i/lanes*sumLen + i%lanes
+		sums.a[first+i] += all[at]
+		sums.b[first+i] += all[at+lanes]
+	}
+}
+
+// dropTiny removes the float32 sums of the columns of a span where something is tiny. The sums begin
+// with column c.
+func (w *workspace) dropTiny(sums *columnSums, s tinySpan, c int) {
+	for j := s.first; j < s.end; j++ {
+		if s.mixed && w.tinyColumns.masks[j] != 0 {
+			continue
+		}
+		at := (j-c)/lanes*sumLen + (j-c)%lanes
+		sums.acc[at], sums.acc[at+lanes] = 0, 0
+	}
+}
+
+// ---- outputs
+
+// writeBeside is writePanel for columns of which some may have tiny numbers.
+func (w *workspace) writeBeside(i, c, rows, n, stride int) {
+	t := &w.tinyColumns
+	spans, columns := t.within(c, c+n)
+	if columns == 0 {
+		w.writePanel(w.coef, i, c, rows, n, stride)
+		return
+	}
+	buf := w.buffers.take()
+	defer w.buffers.give(buf)
+	if columns == n && (!w.backward || noneMixed(spans)) { // forward, both ways have the same bits
+		for _, s := range spans {
+			s = s.clip(c, c+n)
+			most := bufferLen / s.len()
+			for r := 0; r < rows; r += most {
+				b := w.outputBlock(i+r*stride+s.first-c, min(most, rows-r), stride, s)
+				w.writeTiny(buf, w.coef[s.first*coefLen:], &b)
+			}
+		}
+		return
+	}
+	most := max(1, min(bufferLen/columns, besideValues/n))
+	for r := 0; r < rows; r += most {
+		first, height := i+r*stride, min(most, rows-r)
+		each := func(do func(b, held *block, s tinySpan)) {
+			at := 0
+			for _, s := range spans {
+				s = s.clip(c, c+n)
+				b := w.outputBlock(first+s.first-c, height, stride, s)
+				held := b
+				held.hold(buf, at)
+				do(&b, &held, s)
+				at += b.len()
+			}
+		}
+		if w.apply.stream { // no output is an input, which is in a cache afterwards
+			w.writePanel(t.others, first, c, height, n, stride)
+			each(func(b, held *block, s tinySpan) {
+				w.writeTiny(buf, w.coef[s.first*coefLen:], held)
+				w.putBack(b, held, s)
+			})
+			continue
+		}
+		each(func(_, held *block, s tinySpan) { w.writeTiny(buf, w.coef[s.first*coefLen:], held) })
+		w.writePanel(t.others, first, c, height, n, stride)
+		each(w.putBack)
+	}
+}
+
+// hold lets the outputs of a block be buffers, from value at on.
+func (b *block) hold(buf *buffers, at int) {
+	b.held, b.y = true, buf.y[at:]
+	if b.dres != nil {
+		b.dres = buf.dres[at:]
+	}
+}
+
+// putBack writes the outputs of the columns of a span where something is tiny, from those held.
+func (w *workspace) putBack(b, held *block, s tinySpan) {
+	w.putBackOne(b.y, held.y, s, b)
+	if b.dres != nil {
+		w.putBackOne(b.dres, held.dres, s, b)
+	}
+}
+
+// outputBlock returns rows of the columns of a span, stride values apart, from index i on.
+func (w *workspace) outputBlock(i, rows, stride int, s tinySpan) block {
+	t := &w.applyTiny
+	b := block{rows: rows, n: s.len(), stride: stride, x: from(t.x, i), dy: from(t.dy, i), res: from(t.res, i), y: from(t.y, i),
+		dres: from(t.dres, i), slopes: from(t.slopes, i)}
+	w.tinyColumns.set(&b, s.first)
+	return b
+}
+
+// writeCopyBeside is writeBeside for a row of columns from column c on whose inputs are copies. k has
+// its operands for the kernel in float32.
+func (w *workspace) writeCopyBeside(buf *buffers, c int, k *kernelArgs, row *block) {
+	t, end := &w.tinyColumns, c+row.n
+	spans, columns := t.within(c, end)
+	part := func(s tinySpan) block {
+		j := s.first - c
+		b := block{rows: 1, n: s.len(), x: row.x[j:], dy: from(row.dy, j), res: from(row.res, j), y: row.y[j:], dres: from(row.dres, j)}
+		t.set(&b, s.first)
+		return b
+	}
+	direct := columns == row.n && noneMixed(spans)
+	for _, s := range spans {
+		s = s.clip(c, end)
+		b := part(s)
+		if !direct {
+			b.hold(buf, s.first-c)
+		}
+		w.writeTiny(buf, w.coef[s.first*coefLen:], &b)
+	}
+	if direct {
+		return
+	}
+	k.coef = w.coef[c*coefLen:]
+	if columns > 0 {
+		k.coef = t.others[c*coefLen:]
+	}
+	w.elementwise(w.apply.kernel, w.apply.act, k, row)
+	for _, s := range spans {
+		s = s.clip(c, end)
+		b := part(s)
+		held := b
+		held.hold(buf, s.first-c)
+		w.putBack(&b, &held, s)
+	}
+}
