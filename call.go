@@ -49,7 +49,9 @@ type call struct {
 	// of exactly 0 are sums of zeros.
 	least   float64
 	anyTiny bool // numbers of channels are tiny (tiny.go)
-	sampled bool // this is known
+	// Some channels are marked in large (large.go).
+	anyLarge bool
+	sampled  bool // this is known
 
 	// Outputs of the first phase; nil if not wanted.
 	saved               savedStatistics

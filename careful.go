@@ -2,7 +2,7 @@ package batchnorm
 
 import "math"
 
-// Channels whose constants leave float32's range, or whose sums overflowed or vanished.
+// Channels whose constants leave float32's range, or whose sums of gradients overflowed or vanished.
 // They go through the same kernels. x and the gradients are multiplied by powers of two
 // first, block by block, in memory that stays in a cache. The powers are taken back
 // where float64 holds the result. A power of two changes no digit.
@@ -23,11 +23,6 @@ type constants struct {
 	scalesX, scalesG, scalesZ bool // a factor is not 1
 	smallZ                    bool // a product for z is taken in float64
 
-	// The rows whose x was scaled last, in a forward pass over columns. A segment of few
-	// rows takes them twice, as its probe and as its window.
-	first, height, width int
-	scaled               []float32
-
 	slopes factorList // of tiny.go, as factors
 	// Constants and factors of a channel in rows, for kernels in cols.
 	record  record
@@ -46,7 +41,6 @@ func (k *constants) reset(l layout) {
 	}
 	k.layout = l
 	k.scalesX, k.scalesG, k.scalesZ, k.smallZ = false, false, false, false
-	k.scaled = nil
 }
 
 // set sets a field of the record of a row, or of column j.
@@ -212,13 +206,11 @@ func (w *workspace) smallZ(buf *buffers, b *block, k *constants) []float32 {
 	return buf.scaled[:]
 }
 
-// columnList is some columns, in order, whose sums are taken together. Their values are
-// packed side by side.
+// columnList is some columns, in order, whose sums are taken together. In a backward pass their
+// values are packed side by side.
 type columnList struct {
 	n          int
 	apart      bool // no two of them are adjacent
-	same       bool // forward: x of all of them is scaled by the same power of two, which is not 0
-	power      int
 	at         [mostSpan]int
 	acc        [2 * mostSpan]float32
 	shift      [mostSpan]float32
@@ -228,7 +220,8 @@ type columnList struct {
 // adjacent reports whether no column lies between those of the list.
 func (l *columnList) adjacent() bool { return l.at[l.n-1]-l.at[0] == l.n-1 }
 
-// sumListed takes the sums of the listed columns of a segment, over scaled values.
+// sumListed takes the sums of the listed columns of a segment, over scaled values, in a
+// backward pass.
 func (w *workspace) sumListed(seg int, buf *buffers, l *columnList) {
 	g, ch := w.geo, &w.channels
 	k := columnSums{n: l.n, acc: l.acc[:], shift: l.shift[:], a: l.sumA[:l.n], b: l.sumB[:l.n]}
@@ -256,33 +249,17 @@ func (w *workspace) sumListed(seg int, buf *buffers, l *columnList) {
 // sumScaled adds the sums of some rows of the first n listed columns.
 func (w *workspace) sumScaled(buf *buffers, l *columnList, sums *columnSums, r, rows, n int) {
 	s, k := &w.again, &buf.constants
-	args := kernelArgs{coef: sums.shift, acc: sums.acc, rows: rows, n: n, stride: n}
-	switch {
-	case w.backward:
-		b := w.packListed(s, buf, l, r, rows, n)
-		args.x, args.dy = w.scaledOperands(s, buf, &b, k)
-		args.coef = k.dx
-	case k.scaled != nil && k.first == r && k.height == rows && k.width == n:
-		args.x = k.scaled
-	default:
-		if l.same && l.adjacent() && w.source == nil { // in one step
-			args.x = w.times(buf.scaled[:], s.x[r*w.geo.width+l.at[0]:], powerOf(l.power), rows, n, w.geo.width)
-		} else {
-			b := w.packListed(s, buf, l, r, rows, n)
-			args.x, _ = w.scaledOperands(s, buf, &b, k)
-		}
-		k.scaled, k.first, k.height, k.width = args.x, r, rows, n
-	}
+	b := w.packListed(s, buf, l, r, rows, n)
+	args := kernelArgs{coef: k.dx, acc: sums.acc, rows: rows, n: n, stride: n}
+	args.x, args.dy = w.scaledOperands(s, buf, &b, k)
 	w.plan.path.run(s.kernel, cols, Identity, &args)
 }
 
-// scaledOperands returns x and g of a block, scaled. g is nil forward.
+// scaledOperands returns x and g of a block, scaled.
 func (w *workspace) scaledOperands(s *stage, buf *buffers, b *block, k *constants) (x, g []float32) {
-	if w.backward {
-		g = w.gradients(s.act, buf, b, k)
-		if k.scalesG {
-			g = w.scale(buf, buf.g[:], g, &k.toG, b)
-		}
+	g = w.gradients(s.act, buf, b, k)
+	if k.scalesG {
+		g = w.scale(buf, buf.g[:], g, &k.toG, b)
 	}
 	x = b.x
 	if k.scalesX {

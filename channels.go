@@ -21,6 +21,7 @@ type channels struct {
 	powerX, powerG         []int     // of the scaled values, x and g
 	flag                   []bool    // the channel's sums are looked at
 	tiny                   []byte    // which numbers are tiny, where some are
+	large                  []byte    // largeValues where forward sums are in float64 from the start, if some are (large.go)
 	outputs                []byte    // how outputs are written: the tiny numbers that they are made of, or wideOutputs
 	extent                 []float32 // the largest magnitude of a flagged channel; has room for 7 values more
 	fields                 fields
@@ -46,7 +47,9 @@ func (ch *channels) cut(w *workspace, n, columns, segments int) {
 	for _, list := range []*[]bool{&ch.gradWide, &ch.flag} {
 		*list = w.bools.cut(n)
 	}
-	ch.tiny, ch.outputs, ch.form = w.kinds.cut(roundUp(n, lanes)), w.kinds.cut(roundUp(n, lanes)), w.kinds.cut(roundUp(n, lanes))
+	for _, list := range []*[]byte{&ch.tiny, &ch.large, &ch.outputs, &ch.form} {
+		*list = w.kinds.cut(roundUp(n, lanes))
+	}
 	ch.power, ch.powerX, ch.powerG = w.ints.cut(n), w.ints.cut(n), w.ints.cut(n)
 	ch.extent = w.float32s.cutRoomy(n)
 	each := roundUp(n+lanes-1, lanes) // the first channels follow the last ones once more, for spread
@@ -115,7 +118,7 @@ type channelArgs struct {
 	trusted              float64      // sums of 0 can surely be relied on up to this invstd
 	large                float64      // squares whose sum is at least this have too large a sum; NaN stands for none
 	retaken              [lanes]int32 // minus the number of columns in a lane whose sums were taken again
-	extent, factor       []float32
+	extent               []float32
 	acc, shift           []float32
 	sums                 []float64
 	gamma, beta          []float32
@@ -199,11 +202,10 @@ const (
 	// weight below 1.
 	channelTrack
 
-	// channelStrip takes the moments of count rows of x, times the factors of its columns if
-	// they are given: it sums the first probeCount rows with a shift of 0, as kernelMoments
-	// does, sets the shift as channelProbe does, sums all with this shift, and folds as
-	// channelFold does into a segment of no values. Where sumB is large then, and not safe, it
-	// does so again with the power of two of momentsAgain as factor, and takes the power back.
+	// channelStrip takes the moments of count rows of x: it sums the first probeCount rows with
+	// a shift of 0, as kernelMoments does, sets the shift as channelProbe does, sums all with
+	// this shift, and folds as channelFold does into a segment of no values. Where sumB is large
+	// then, and not safe, it does so again with sums in float64 (large.go).
 	channelStrip
 
 	// channelGradients64 is gradient.set64, from sumA, sumB, mean, invstd and count to dgamma,
@@ -333,17 +335,17 @@ func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, co
 }
 
 // foldStrips sets sumA, sumB and the shifts to those of a segment with the given rows of
-// x, times the factors of the columns if they are given. The rows are stride values apart. The
-// sums of columns are taken again if those of squares are large and, with epsilon, not safe. It
-// returns how many columns these are. The path has vectors, and there are enough columns for one.
-func (p Path) foldStrips(sumA, sumB []float64, shift, x, factors []float32, rows, stride int, large, epsilon float64) (again int) {
+// x. The rows are stride values apart. The sums of columns are taken again in float64 if those
+// of squares are large and, with epsilon, not safe. It returns how many columns these are. The
+// path has vectors, and there are enough columns for one.
+func (p Path) foldStrips(sumA, sumB []float64, shift, x []float32, rows, stride int, large, epsilon float64) (again int) {
 	n := len(sumA)
 	v := p.whole(n)
 	probe := min(rows, probeRows)
 	most := max(lanes, min(callChannels, maxCall/rows&^(lanes-1)))
 	strips := func(c, n, counted int) { // the last columns are counted
 		k := channelArgs{n: n, sumA: sumA[c:], sumB: sumB[c:], shift: shift[c:], x: x[c:], rows: rows, probe: probe, stride: 4 * stride,
-			factor: from(factors, c), count: float64(rows), probeCount: float64(probe), large: large, epsilon: epsilon}
+			count: float64(rows), probeCount: float64(probe), large: large, epsilon: epsilon}
 		k.run(channelStrip)
 		if large == large && k.retaken != [lanes]int32{} {
 			for _, n := range k.retaken[max(0, lanes-counted):] {

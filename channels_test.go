@@ -40,7 +40,7 @@ func (a *channelArgs) fields() map[string]field {
 		"scale": {f64: &a.scale, per: 1}, "dgamma": {f64: &a.dgamma, per: 1}, "dbeta": {f64: &a.dbeta, per: 1},
 		"savedMean": {f64: &a.savedMean, per: 1}, "savedInvStd": {f64: &a.savedInvStd, per: 1},
 		"gammaGrad": {f32: &a.gammaGrad, per: 1}, "betaGrad": {f32: &a.betaGrad, per: 1},
-		"x": {f32: &a.x, per: stripRows}, "first": {f32: &a.x, per: 1}, "extent": {f32: &a.extent, per: 1}, "factor": {f32: &a.factor, per: 1},
+		"x": {f32: &a.x, per: stripRows}, "first": {f32: &a.x, per: 1}, "extent": {f32: &a.extent, per: 1},
 		"sumA": {f64: &a.sumA, per: 1}, "sumB": {f64: &a.sumB, per: 1}, "otherA": {f64: &a.otherA, per: 1}, "otherB": {f64: &a.otherB, per: 1},
 	}
 }
@@ -106,7 +106,6 @@ func channelCases() map[string]channelCase {
 		"gradients64 not saved":  {channelGradients64, "sumA sumB mean invstd", "dgamma dbeta otherA otherB", false, gradients64Case},
 		"strip":                  {channelStrip, "x", "shift sumA sumB", false, stripCase},
 		"tiny":                   {channelTiny, "first gamma beta running", "", true, tinyCase},
-		"scaled strip":           {channelStrip, "x factor", "shift sumA sumB", false, stripCase},
 		"track": {channelTrack, "mean", "running", false, func(a *channelArgs, c int) bool {
 			a.running[c] = NewWeight(a.weight).update(a.running[c], a.mean[c]*a.count)
 			return true
@@ -128,11 +127,7 @@ func tinyCase(a *channelArgs, c int) bool {
 // stripCase takes the moment of a column as the kernels of cols and the functions for a
 // channel do.
 func stripCase(a *channelArgs, c int) bool {
-	factor := float32(1)
-	if a.factor != nil {
-		factor = a.factor[c]
-	}
-	at := func(r int) float32 { return a.x[r*a.stride/4+c] * factor }
+	at := func(r int) float32 { return a.x[r*a.stride/4+c] }
 	sum := func(rows int, k float32) (s, q float64) {
 		var acc laneSums
 		r := 0
@@ -144,24 +139,26 @@ func stripCase(a *channelArgs, c int) bool {
 		}
 		return float64(acc[0]), float64(acc[lanes])
 	}
-	take := func() {
-		s, _ := sum(a.probe, 0)
-		a.shift[c] = shiftFor(s / a.probeCount)
-		s, q := sum(a.rows, a.shift[c])
+	sum64 := func(rows int, k float32) (p, r float64) {
+		for row := range rows {
+			x := float64(at(row))
+			p += x
+			r += float64(x * float64(at(row)+k))
+		}
+		return p, r
+	}
+	fold := func(s, q float64) {
 		a.sumA[c], a.sumB[c] = 0, 0
 		foldChannel(a.sumA, a.sumB, a.shift, c, s, q, a.count, 1, 0)
 	}
-	take()
-	if m2 := a.sumB[c]; a.factor == nil && m2 >= a.large && !sumsAreSafe(m2/a.count, a.epsilon) {
-		power := largePower
-		if m2 > math.MaxFloat64 {
-			power = overflowPower
-		}
-		factor = powerOf32(power)
-		take()
-		back := powerOf(-power)
-		a.sumA[c], a.sumB[c] = a.sumA[c]*back, a.sumB[c]*back*back
-		a.shift[c] = shiftFor(a.sumA[c])
+	s, _ := sum(a.probe, 0)
+	k := shiftFor(s / a.probeCount)
+	a.shift[c] = k
+	fold(sum(a.rows, k))
+	if m2 := a.sumB[c]; m2 >= a.large && !sumsAreSafe(m2/a.count, a.epsilon) {
+		a.shift[c] = k
+		p, r := sum64(a.rows, k)
+		fold(shifted(p, r, a.count, float64(k)))
 		a.retaken[c%lanes]--
 	}
 	return true

@@ -25,6 +25,10 @@ func (w *workspace) sumSpan(seg, c, n int) {
 	if w.way.strips && w.sumStrips(seg, &k, c) {
 		return
 	}
+	if !w.backward && w.anyLarge {
+		w.sumLargeSpan(seg, c, n)
+		return
+	}
 	w.sumColumns(seg, &k, func(r0, r1, n int) { w.sumBlock(&k, c, r0, r1, n) })
 }
 
@@ -57,7 +61,7 @@ func (w *workspace) sumStrips(seg int, k *columnSums, c int) bool {
 	if path.whole(k.n) == 0 {
 		return false
 	}
-	if again := w.strips(&w.sums, seg, k, c, nil, w.large()); again > 0 {
+	if again := w.strips(seg, k, c); again > 0 {
 		rescued.Add(int64(again))
 	}
 	if r0, r1 := g.colWindow(seg); k.rest > 0 && r1 == g.height {
@@ -72,8 +76,8 @@ func (w *workspace) sumStrips(seg int, k *columnSums, c int) bool {
 // strips sets the totals and the shifts of columns of a segment, from column c on, by
 // foldStrips. They are at least as many as a vector holds. A source provides the rows of some
 // of them at a time.
-func (w *workspace) strips(s *stage, seg int, sums *columnSums, c int, factors []float32, large float64) (again int) {
-	g, n := w.geo, sums.n
+func (w *workspace) strips(seg int, sums *columnSums, c int) (again int) {
+	g, s, n := w.geo, &w.sums, sums.n
 	r0, r1 := g.colWindow(seg)
 	most := n
 	var buf *buffers
@@ -91,7 +95,7 @@ func (w *workspace) strips(s *stage, seg int, sums *columnSums, c int, factors [
 			k := w.source.columns(s, buf, r0*g.width+c+p, r1-r0, end-p)
 			x, stride = k.x, k.stride
 		}
-		again += w.plan.path.foldStrips(sums.a[p:end], sums.b[p:end], sums.shift[p:], x, from(factors, p), r1-r0, stride, large, w.plan.epsilon)
+		again += w.plan.path.foldStrips(sums.a[p:end], sums.b[p:end], sums.shift[p:], x, r1-r0, stride, w.large(), w.plan.epsilon)
 	}
 	return again
 }

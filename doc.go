@@ -91,13 +91,14 @@
 // segments are merged in float64, in their order (Chan, Golub and LeVeque 1979).
 // geometry.go has the lengths of segments and windows.
 //
-// Where the squares or products of a channel overflow or vanish in float32, its sums
-// are taken again: its values are multiplied by a power of two, block by block, and
-// go through the same kernels. Outputs are computed from scaled values, too, where
-// gamma*invstd leaves the range from 2^-120 to 2^120, where invstd leaves the range
-// from 2^-100 to 2^100, or where the mean exceeds 2^100. Scaling by a power of two is
-// exact, so that data of any finite scale normalizes as well as data of scale 1. Scaled
-// channels take more time, since they are read more often.
+// Where squares overflow or vanish in float32, the sums of the channel are taken in
+// float64: from the start where a sample of x finds large values, or else once more.
+// Where sums of gradients overflow or vanish, they are taken again: values are multiplied
+// by a power of two, block by block, and go through the same kernels. Outputs are computed
+// from scaled values, too, where gamma*invstd leaves the range from 2^-120 to 2^120, where
+// invstd leaves the range from 2^-100 to 2^100, or where the mean exceeds 2^100. Scaling by
+// a power of two is exact, so that data of any finite scale normalizes as well as data of
+// scale 1. Such channels take more time.
 //
 // # Activations
 //

@@ -40,6 +40,7 @@ type buffers struct {
 	scaled, g  [bufferLen]float32
 	sums       [sumLen]float64
 	sums64     [2 * mostSpan]float64
+	inWindow   windowSums // of columns, in float64
 	constants  constants
 	list       columnList
 	largest    [mostSpan]float32 // magnitudes, by column

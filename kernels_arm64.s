@@ -13501,408 +13501,284 @@ DATA stripChannelsTable<>+64(SB)/8, $0x7f7fffff7f7fffff
 DATA stripChannelsTable<>+72(SB)/8, $0x7f7fffff7f7fffff
 DATA stripChannelsTable<>+80(SB)/8, $0x7f7fffff7f7fffff
 DATA stripChannelsTable<>+88(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+96(SB)/8, $0x2680000026800000
-DATA stripChannelsTable<>+104(SB)/8, $0x2680000026800000
-DATA stripChannelsTable<>+112(SB)/8, $0x2680000026800000
-DATA stripChannelsTable<>+120(SB)/8, $0x2680000026800000
-DATA stripChannelsTable<>+128(SB)/8, $0x3f8000003f800000
-DATA stripChannelsTable<>+136(SB)/8, $0x3f8000003f800000
-DATA stripChannelsTable<>+144(SB)/8, $0x3f8000003f800000
-DATA stripChannelsTable<>+152(SB)/8, $0x3f8000003f800000
-DATA stripChannelsTable<>+160(SB)/8, $0x0d8000000d800000
-DATA stripChannelsTable<>+168(SB)/8, $0x0d8000000d800000
-DATA stripChannelsTable<>+176(SB)/8, $0x0d8000000d800000
-DATA stripChannelsTable<>+184(SB)/8, $0x0d8000000d800000
-DATA stripChannelsTable<>+192(SB)/8, $0x3ff0000000000000
-DATA stripChannelsTable<>+200(SB)/8, $0x3ff0000000000000
-DATA stripChannelsTable<>+208(SB)/8, $0x3ff0000000000000
-DATA stripChannelsTable<>+216(SB)/8, $0x3ff0000000000000
-DATA stripChannelsTable<>+224(SB)/8, $0x4630000000000001
-DATA stripChannelsTable<>+232(SB)/8, $0x4630000000000001
-DATA stripChannelsTable<>+240(SB)/8, $0x4630000000000001
-DATA stripChannelsTable<>+248(SB)/8, $0x4630000000000001
-GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $256
+DATA stripChannelsTable<>+96(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+104(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+112(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+120(SB)/8, $0x4630000000000001
+GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $128
 // func stripChannels(id int, a *channelArgs)
 TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
 	MOVD channelArgs_x(R23), R0
-	MOVD channelArgs_factor(R23), R1
-	MOVD channelArgs_shift(R23), R2
-	MOVD channelArgs_sumA(R23), R3
-	MOVD channelArgs_sumB(R23), R4
-	MOVD channelArgs_stride(R23), R5
-	ADD $channelArgs_large, R23, R6
-	LD1R4D(6, 14)
-	NARROW(14, 14, 10)
-	MOVD $0, R8
-	EOR8(3, 3, 3)
-	MOVD channelArgs_n(R23), R9
+	MOVD channelArgs_shift(R23), R1
+	MOVD channelArgs_sumA(R23), R2
+	MOVD channelArgs_sumB(R23), R3
+	MOVD channelArgs_stride(R23), R4
+	ADD $channelArgs_large, R23, R5
+	LD1R4D(5, 14)
+	NARROW(14, 14, 11)
+	MOVD $0, R7
+	MOVD channelArgs_n(R23), R8
 	MOVD $stripChannelsTable<>(SB), R24
 channels1:
-	MOVD channelArgs_factor(R23), R6
-	SUBS $0, R6
-	BEQ plain2
-	FLDPQ (R1), (F6, F7)
-scaled3:
 	EOR8(0, 0, 0)
-	MOVD R0, R6
-	MOVD channelArgs_probe(R23), R7
-	SUBS $4, R7
-	BLT rest8
-quads7:
-	FLDPQ (R6), (F8, F9)
-	FMUL8(3, 4, 4)
-	PRFM 64(R6), PLDL1KEEP
-	ADD R5, R6
-	FLDPQ (R6), (F16, F17)
-	FMUL8(3, 8, 8)
-	PRFM 64(R6), PLDL1KEEP
-	ADD R5, R6
-	FADD8(8, 4, 4)
-	FLDPQ (R6), (F12, F13)
-	FMUL8(3, 6, 6)
-	PRFM 64(R6), PLDL1KEEP
-	ADD R5, R6
-	FLDPQ (R6), (F16, F17)
-	FMUL8(3, 8, 8)
-	PRFM 64(R6), PLDL1KEEP
-	ADD R5, R6
-	FADD8(8, 6, 6)
-	FADD8(6, 4, 4)
-	FADD8(4, 0, 0)
-	SUBS $4, R7
-	BGE quads7
-rest8:
-	ADD $4, R7
-	SUBS $0, R7
-	BEQ done10
-row9:
-	FLDPQ (R6), (F8, F9)
-	FMUL8(3, 4, 4)
-	PRFM 64(R6), PLDL1KEEP
-	ADD R5, R6
-	FADD8(4, 0, 0)
-	SUBS $1, R7
-	BNE row9
-done10:
-	MOV8(0, 5)
-	WIDEN(5, 4, 5)
-	MOVD channelArgs_probeInverse(R23), R6
+	MOVD R0, R5
+	MOVD channelArgs_probe(R23), R6
+	SUBS $4, R6
+	BLT rest6
+quads5:
+	FLDPQ (R5), (F6, F7)
+	PRFM 64(R5), PLDL1KEEP
+	ADD R4, R5
+	FLDPQ (R5), (F14, F15)
+	PRFM 64(R5), PLDL1KEEP
+	ADD R4, R5
+	FADD8(7, 3, 3)
+	FLDPQ (R5), (F10, F11)
+	PRFM 64(R5), PLDL1KEEP
+	ADD R4, R5
+	FLDPQ (R5), (F14, F15)
+	PRFM 64(R5), PLDL1KEEP
+	ADD R4, R5
+	FADD8(7, 5, 5)
+	FADD8(5, 3, 3)
+	FADD8(3, 0, 0)
+	SUBS $4, R6
+	BGE quads5
+rest6:
+	ADD $4, R6
 	SUBS $0, R6
-	BEQ divide11
-	ADD $channelArgs_probeInverse, R23, R6
-	LD1R4D(6, 14)
+	BEQ done8
+row7:
+	FLDPQ (R5), (F6, F7)
+	PRFM 64(R5), PLDL1KEEP
+	ADD R4, R5
+	FADD8(3, 0, 0)
+	SUBS $1, R6
+	BNE row7
+done8:
+	MOV8(0, 4)
+	WIDEN(4, 3, 4)
+	MOVD channelArgs_probeInverse(R23), R5
+	SUBS $0, R5
+	BEQ divide9
+	ADD $channelArgs_probeInverse, R23, R5
+	LD1R4D(5, 14)
+	FMUL4D(14, 3, 3)
 	FMUL4D(14, 4, 4)
-	FMUL4D(14, 5, 5)
-	B divided12
-divide11:
-	ADD $channelArgs_probeCount, R23, R6
-	LD1R4D(6, 14)
+	B divided10
+divide9:
+	ADD $channelArgs_probeCount, R23, R5
+	LD1R4D(5, 14)
+	FDIV4D(14, 3, 3)
 	FDIV4D(14, 4, 4)
-	FDIV4D(14, 5, 5)
-divided12:
-	NARROW(4, 5, 4)
+divided10:
+	NARROW(3, 4, 3)
 	FLDPQ (R24), (F28, F29)
-	EOR8(14, 4, 4)
-	FSUB8(4, 4, 5)
-	FCMGE8(5, 5, 5)
-	AND8(5, 4, 4)
-	MOV8(4, 2)
+	EOR8(14, 3, 3)
+	FSUB8(3, 3, 4)
+	FCMGE8(4, 4, 4)
+	AND8(4, 3, 3)
+	MOV8(3, 2)
 	EOR8(0, 0, 0)
 	EOR8(1, 1, 1)
-	MOVD R0, R6
-	MOVD channelArgs_rows(R23), R7
-	SUBS $4, R7
-	BLT rest14
-quads13:
-	FLDPQ (R6), (F8, F9)
-	FMUL8(3, 4, 4)
-	FADD8(4, 2, 4)
-	FMUL8(4, 4, 5)
-	ADD R5, R6
-	FLDPQ (R6), (F16, F17)
-	FMUL8(3, 8, 8)
-	FADD8(8, 2, 8)
-	FMUL8(8, 8, 9)
-	ADD R5, R6
+	MOVD R0, R5
+	MOVD channelArgs_rows(R23), R6
+	SUBS $4, R6
+	BLT rest12
+quads11:
+	FLDPQ (R5), (F6, F7)
+	FADD8(3, 2, 3)
+	FMUL8(3, 3, 4)
+	ADD R4, R5
+	FLDPQ (R5), (F14, F15)
+	FADD8(7, 2, 7)
+	FMUL8(7, 7, 8)
+	ADD R4, R5
+	FADD8(7, 3, 3)
 	FADD8(8, 4, 4)
-	FADD8(9, 5, 5)
-	FLDPQ (R6), (F12, F13)
-	FMUL8(3, 6, 6)
-	FADD8(6, 2, 6)
-	FMUL8(6, 6, 7)
-	ADD R5, R6
-	FLDPQ (R6), (F16, F17)
-	FMUL8(3, 8, 8)
-	FADD8(8, 2, 8)
-	FMUL8(8, 8, 9)
-	ADD R5, R6
-	FADD8(8, 6, 6)
-	FADD8(9, 7, 7)
-	FADD8(6, 4, 4)
+	FLDPQ (R5), (F10, F11)
+	FADD8(5, 2, 5)
+	FMUL8(5, 5, 6)
+	ADD R4, R5
+	FLDPQ (R5), (F14, F15)
+	FADD8(7, 2, 7)
+	FMUL8(7, 7, 8)
+	ADD R4, R5
 	FADD8(7, 5, 5)
-	FADD8(4, 0, 0)
-	FADD8(5, 1, 1)
-	SUBS $4, R7
-	BGE quads13
-rest14:
-	ADD $4, R7
-	SUBS $0, R7
-	BEQ done16
-row15:
-	FLDPQ (R6), (F8, F9)
-	FMUL8(3, 4, 4)
-	FADD8(4, 2, 4)
-	FMUL8(4, 4, 5)
-	ADD R5, R6
-	FADD8(4, 0, 0)
-	FADD8(5, 1, 1)
-	SUBS $1, R7
-	BNE row15
-done16:
-	B summed4
-plain2:
-	EOR8(0, 0, 0)
-	MOVD R0, R6
-	MOVD channelArgs_probe(R23), R7
-	SUBS $4, R7
-	BLT rest18
-quads17:
-	FLDPQ (R6), (F8, F9)
-	PRFM 64(R6), PLDL1KEEP
-	ADD R5, R6
-	FLDPQ (R6), (F16, F17)
-	PRFM 64(R6), PLDL1KEEP
-	ADD R5, R6
-	FADD8(8, 4, 4)
-	FLDPQ (R6), (F12, F13)
-	PRFM 64(R6), PLDL1KEEP
-	ADD R5, R6
-	FLDPQ (R6), (F16, F17)
-	PRFM 64(R6), PLDL1KEEP
-	ADD R5, R6
 	FADD8(8, 6, 6)
+	FADD8(5, 3, 3)
 	FADD8(6, 4, 4)
-	FADD8(4, 0, 0)
-	SUBS $4, R7
-	BGE quads17
-rest18:
-	ADD $4, R7
-	SUBS $0, R7
-	BEQ done20
-row19:
-	FLDPQ (R6), (F8, F9)
-	PRFM 64(R6), PLDL1KEEP
-	ADD R5, R6
-	FADD8(4, 0, 0)
-	SUBS $1, R7
-	BNE row19
-done20:
-	MOV8(0, 5)
-	WIDEN(5, 4, 5)
-	MOVD channelArgs_probeInverse(R23), R6
+	FADD8(3, 0, 0)
+	FADD8(4, 1, 1)
+	SUBS $4, R6
+	BGE quads11
+rest12:
+	ADD $4, R6
 	SUBS $0, R6
-	BEQ divide21
-	ADD $channelArgs_probeInverse, R23, R6
-	LD1R4D(6, 14)
-	FMUL4D(14, 4, 4)
-	FMUL4D(14, 5, 5)
-	B divided22
-divide21:
-	ADD $channelArgs_probeCount, R23, R6
-	LD1R4D(6, 14)
-	FDIV4D(14, 4, 4)
-	FDIV4D(14, 5, 5)
-divided22:
-	NARROW(4, 5, 4)
-	FLDPQ (R24), (F28, F29)
-	EOR8(14, 4, 4)
-	FSUB8(4, 4, 5)
-	FCMGE8(5, 5, 5)
-	AND8(5, 4, 4)
-	MOV8(4, 2)
-	EOR8(0, 0, 0)
-	EOR8(1, 1, 1)
-	MOVD R0, R6
-	MOVD channelArgs_rows(R23), R7
-	SUBS $4, R7
-	BLT rest24
-quads23:
-	FLDPQ (R6), (F8, F9)
-	FADD8(4, 2, 4)
-	FMUL8(4, 4, 5)
-	ADD R5, R6
-	FLDPQ (R6), (F16, F17)
-	FADD8(8, 2, 8)
-	FMUL8(8, 8, 9)
-	ADD R5, R6
-	FADD8(8, 4, 4)
-	FADD8(9, 5, 5)
-	FLDPQ (R6), (F12, F13)
-	FADD8(6, 2, 6)
-	FMUL8(6, 6, 7)
-	ADD R5, R6
-	FLDPQ (R6), (F16, F17)
-	FADD8(8, 2, 8)
-	FMUL8(8, 8, 9)
-	ADD R5, R6
-	FADD8(8, 6, 6)
-	FADD8(9, 7, 7)
-	FADD8(6, 4, 4)
-	FADD8(7, 5, 5)
-	FADD8(4, 0, 0)
-	FADD8(5, 1, 1)
-	SUBS $4, R7
-	BGE quads23
-rest24:
-	ADD $4, R7
-	SUBS $0, R7
-	BEQ done26
-row25:
-	FLDPQ (R6), (F8, F9)
-	FADD8(4, 2, 4)
-	FMUL8(4, 4, 5)
-	ADD R5, R6
-	FADD8(4, 0, 0)
-	FADD8(5, 1, 1)
-	SUBS $1, R7
-	BNE row25
-done26:
-	FCMGT8(10, 1, 11)
+	BEQ done14
+row13:
+	FLDPQ (R5), (F6, F7)
+	FADD8(3, 2, 3)
+	FMUL8(3, 3, 4)
+	ADD R4, R5
+	FADD8(3, 0, 0)
+	FADD8(4, 1, 1)
+	SUBS $1, R6
+	BNE row13
+done14:
+	FCMGT8(11, 1, 12)
 	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 0, 5)
+	AND8(14, 0, 4)
 	FLDPQ 64(R24), (F28, F29)
-	FCMGE8(5, 14, 5)
-	AND8(5, 11, 11)
-	MOV8(11, 4)
-	MAXOFALL(4)
-	VMOV V8.S[0], R15
-	CBZ R15, summed4
-	MOVD $2, R8
-	MOV8(0, 12)
-	MOV8(1, 13)
-	FSTPQ (F4, F5), (R2)
-	FLDPQ 96(R24), (F8, F9)
-	FLDPQ 128(R24), (F12, F13)
-	BIT8(11, 4, 6)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGT8(14, 1, 11)
-	FLDPQ 160(R24), (F8, F9)
-	BIT8(11, 4, 6)
-	EOR8(3, 6, 11)
+	FCMGE8(4, 14, 4)
+	AND8(4, 12, 12)
+	MOV8(12, 3)
+	MAXOFALL(3)
+	VMOV V6.S[0], R15
+	CBZ R15, summed2
+	EOR8(3, 3, 3)
+	EOR8(5, 5, 5)
 	EOR8(4, 4, 4)
-	CMGT8(4, 11, 11)
-	MAXOFALL(11)
-	VMOV V22.S[0], R15
-	CBZ R15, scaled3
-	MOV8(6, 3)
-	B scaled3
-summed4:
-	WIDEN(0, 4, 5)
-	WIDEN(1, 6, 7)
-	MOVD channelArgs_inverse(R23), R6
-	SUBS $0, R6
-	BEQ divide27
-	ADD $channelArgs_inverse, R23, R6
-	LD1R4D(6, 14)
+	EOR8(6, 6, 6)
+	MOVD R0, R5
+	MOVD channelArgs_rows(R23), R6
+row644:
+	FLDPQ (R5), (F16, F17)
+	WIDEN(8, 7, 8)
+	FLDPQ (R5), (F20, F21)
+	FADD8(10, 2, 10)
+	WIDEN(10, 9, 10)
+	FADD4D(7, 3, 3)
+	FADD4D(8, 4, 4)
+	FMUL4D(7, 9, 9)
+	FMUL4D(8, 10, 10)
+	FADD4D(9, 5, 5)
+	FADD4D(10, 6, 6)
+	ADD R4, R5
+	SUBS $1, R6
+	BNE row644
+	WIDEN(2, 9, 10)
+	ADD $channelArgs_count, R23, R5
+	LD1R4D(5, 14)
+	FMUL4D(14, 9, 7)
+	FMUL4D(14, 10, 8)
+	FADD4D(7, 3, 3)
+	FADD4D(8, 4, 4)
+	FMUL4D(3, 9, 7)
+	FMUL4D(4, 10, 8)
+	FADD4D(7, 5, 5)
+	FADD4D(8, 6, 6)
+	MOVD channelArgs_inverse(R23), R5
+	SUBS $0, R5
+	BEQ divide15
+	ADD $channelArgs_inverse, R23, R5
+	LD1R4D(5, 14)
+	FMUL4D(14, 3, 7)
 	FMUL4D(14, 4, 8)
-	FMUL4D(14, 5, 9)
-	B divided28
-divide27:
-	ADD $channelArgs_count, R23, R6
-	LD1R4D(6, 14)
+	B divided16
+divide15:
+	ADD $channelArgs_count, R23, R5
+	LD1R4D(5, 14)
+	FDIV4D(14, 3, 7)
 	FDIV4D(14, 4, 8)
-	FDIV4D(14, 5, 9)
-divided28:
+divided16:
+	FMUL4D(7, 3, 3)
 	FMUL4D(8, 4, 4)
-	FMUL4D(9, 5, 5)
+	FSUB4D(3, 5, 5)
 	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
-	WIDEN(2, 4, 5)
+	FSUB4D(9, 7, 7)
+	FSUB4D(10, 8, 8)
+	FSTPQ (F14, F15), (R2)
+	FSTPQ (F16, F17), 32(R2)
+	FSTPQ (F10, F11), (R3)
+	FSTPQ (F12, F13), 32(R3)
+	MOVD $1, R7
+summed2:
+	WIDEN(0, 3, 4)
+	WIDEN(1, 5, 6)
+	MOVD channelArgs_inverse(R23), R5
+	SUBS $0, R5
+	BEQ divide17
+	ADD $channelArgs_inverse, R23, R5
+	LD1R4D(5, 14)
+	FMUL4D(14, 3, 7)
+	FMUL4D(14, 4, 8)
+	B divided18
+divide17:
+	ADD $channelArgs_count, R23, R5
+	LD1R4D(5, 14)
+	FDIV4D(14, 3, 7)
+	FDIV4D(14, 4, 8)
+divided18:
+	FMUL4D(7, 3, 3)
+	FMUL4D(8, 4, 4)
+	FSUB4D(3, 5, 5)
+	FSUB4D(4, 6, 6)
+	WIDEN(2, 3, 4)
+	FSUB4D(3, 7, 7)
 	FSUB4D(4, 8, 8)
-	FSUB4D(5, 9, 9)
-	SUBS $0, R8
-	BEQ settled6
-	SUBS $1, R8
-	BEQ choose5
-	WIDEN(3, 4, 5)
-	FLDPQ 192(R24), (F28, F29)
-	FDIV4D(4, 14, 4)
-	FDIV4D(5, 14, 5)
-	FMUL4D(4, 8, 8)
-	FMUL4D(5, 9, 9)
-	FMUL4D(4, 6, 6)
-	FMUL4D(5, 7, 7)
-	FMUL4D(4, 6, 6)
-	FMUL4D(5, 7, 7)
-	FSTPQ (F16, F17), (R3)
-	FSTPQ (F18, F19), 32(R3)
-	FSTPQ (F12, F13), (R4)
-	FSTPQ (F14, F15), 32(R4)
-	MOV8(12, 0)
-	MOV8(13, 1)
-	FLDPQ (R2), (F4, F5)
-	B summed4
-choose5:
-	ADD $channelArgs_large, R23, R6
-	LD1R4D(6, 14)
+	SUBS $0, R7
+	BEQ settled3
+	MOVD $0, R7
+	ADD $channelArgs_large, R23, R5
+	LD1R4D(5, 14)
+	FCMGE4D(14, 5, 3)
 	FCMGE4D(14, 6, 4)
-	FCMGE4D(14, 7, 5)
-	MOVD channelArgs_inverse(R23), R6
-	SUBS $0, R6
-	BEQ divide29
-	ADD $channelArgs_inverse, R23, R6
-	LD1R4D(6, 14)
-	FMUL4D(14, 6, 0)
-	FMUL4D(14, 7, 1)
-	B divided30
-divide29:
-	ADD $channelArgs_count, R23, R6
-	LD1R4D(6, 14)
-	FDIV4D(14, 6, 0)
-	FDIV4D(14, 7, 1)
-divided30:
-	ADD $channelArgs_epsilon, R23, R6
-	LD1R4D(6, 14)
+	MOVD channelArgs_inverse(R23), R5
+	SUBS $0, R5
+	BEQ divide19
+	ADD $channelArgs_inverse, R23, R5
+	LD1R4D(5, 14)
+	FMUL4D(14, 5, 0)
+	FMUL4D(14, 6, 1)
+	B divided20
+divide19:
+	ADD $channelArgs_count, R23, R5
+	LD1R4D(5, 14)
+	FDIV4D(14, 5, 0)
+	FDIV4D(14, 6, 1)
+divided20:
+	ADD $channelArgs_epsilon, R23, R5
+	LD1R4D(5, 14)
 	FADD4D(14, 0, 0)
 	FADD4D(14, 1, 1)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	FCMGE4D(14, 0, 0)
-	AND8(0, 4, 4)
-	FLDPQ 224(R24), (F28, F29)
+	AND8(0, 3, 3)
+	FLDPQ 96(R24), (F28, F29)
 	FCMGE4D(14, 1, 1)
-	AND8(1, 5, 5)
-	NARROW(4, 5, 2)
-	ADD $channelArgs_retaken, R23, R6
-	FLDPQ (R6), (F22, F23)
-	ADD8(2, 11, 11)
-	FSTPQ (F22, F23), (R6)
+	AND8(1, 4, 4)
+	NARROW(3, 4, 2)
+	ADD $channelArgs_retaken, R23, R5
+	FLDPQ (R5), (F24, F25)
+	ADD8(2, 12, 12)
+	FSTPQ (F24, F25), (R5)
+	FLDPQ (R2), (F4, F5)
+	BIT8(3, 2, 7)
 	FLDPQ (R3), (F4, F5)
+	BIT8(3, 2, 5)
+	FLDPQ 32(R2), (F4, F5)
 	BIT8(4, 2, 8)
-	FLDPQ (R4), (F4, F5)
-	BIT8(4, 2, 6)
 	FLDPQ 32(R3), (F4, F5)
-	BIT8(5, 2, 9)
-	FLDPQ 32(R4), (F4, F5)
-	BIT8(5, 2, 7)
-settled6:
-	FSTPQ (F16, F17), (R3)
-	FSTPQ (F18, F19), 32(R3)
-	FSTPQ (F12, F13), (R4)
-	FSTPQ (F14, F15), 32(R4)
-	NARROW(8, 9, 8)
+	BIT8(4, 2, 6)
+settled3:
+	FSTPQ (F14, F15), (R2)
+	FSTPQ (F16, F17), 32(R2)
+	FSTPQ (F10, F11), (R3)
+	FSTPQ (F12, F13), 32(R3)
+	NARROW(7, 8, 7)
 	FLDPQ (R24), (F28, F29)
-	EOR8(14, 8, 8)
-	FSUB8(8, 8, 9)
-	FCMGE8(9, 9, 9)
-	AND8(9, 8, 8)
-	FSTPQ (F16, F17), (R2)
+	EOR8(14, 7, 7)
+	FSUB8(7, 7, 8)
+	FCMGE8(8, 8, 8)
+	AND8(8, 7, 7)
+	FSTPQ (F14, F15), (R1)
 	ADD $32, R0
 	ADD $32, R1
-	ADD $32, R2
+	ADD $64, R2
 	ADD $64, R3
-	ADD $64, R4
-	SUBS $8, R9
+	SUBS $8, R8
 	BNE channels1
 	RET
 // func gradients64Channels(id int, a *channelArgs)

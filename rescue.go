@@ -6,8 +6,9 @@ import (
 	"sync/atomic"
 )
 
-// Sums that can't be relied on. Their channel is flagged. The largest magnitude of its
-// values tells the power of two to scale by. Then its sums are taken again.
+// Sums that can't be relied on. Their channel is flagged, and its sums are taken again: in a
+// forward pass in float64 (large.go). In a backward pass the largest magnitude of the gradients
+// tells the power of two to scale by.
 
 // For tests, rescued counts the channels whose sums were taken again, and looked the
 // channels whose values were looked at.
@@ -120,6 +121,11 @@ const measureColumns = 8 * lanes
 // it may have to copy them, and an infinity or NaN is often everywhere.
 func (w *workspace) measureRow(s *stage, buf *buffers, k *constants, c int) (extent float32) {
 	g, most, images := w.geo, measureColumns, 1
+	if !w.backward && w.source == nil { // the sample is quickest
+		if v := math.Float32frombits(largestAt(s.x, &g.sampled, c*g.inner)); !isNumber(v) {
+			return v
+		}
+	}
 	for o := 0; o < g.outer; o += images {
 		if w.source == nil { // short rows go together
 			images = min(max(1, most/g.inner), g.outer-o)
@@ -245,51 +251,14 @@ func (w *workspace) setSpan(k *constants, j, n int) {
 	}
 }
 
-// sumAgain takes the sums of the flagged channels of c0 to c1-1 once more, over values
-// scaled by the powers of the channels. It takes the powers back from the sums.
+// sumAgain takes the sums of the flagged channels of c0 to c1-1 once more: moments in float64,
+// and sums of gradients over values scaled by the powers of the channels.
 func (w *workspace) sumAgain(c0, c1 int) {
-	ch, g, computesG := &w.channels, w.geo, w.computesG(&w.again)
-	if !slices.Contains(ch.flag[c0:c1], true) {
-		return
-	}
-	buf := w.buffers.take()
-	defer w.buffers.give(buf)
-	k := &buf.constants
-	if g.layout == cols && w.way.strips && g.rest == 0 && g.width >= lanes && w.plan.path.whole(lanes) > 0 {
-		w.stripsAgain(buf, c0, c1)
-	} else if g.layout == cols {
-		l := &buf.list
-		for j := w.listFlagged(l, 0, c0, c1); l.n > 0; j = w.listFlagged(l, j, c0, c1) {
-			k.reset(w.geo.layout)
-			if w.backward {
-				for i, j := range l.at[:l.n] {
-					c := w.channelOf(j)
-					if computesG {
-						w.setZ(k, i, c)
-					}
-					w.setSumPowers(k, i, c)
-				}
-			} else {
-				w.setListedX(k, l)
-			}
-			for seg := range g.segments {
-				w.sumListed(seg, buf, l)
-			}
-		}
-	}
-	again, single := 0, g.single()
-	if single && g.layout == cols && !w.backward {
-		sumA, sumB, segmentA, segmentB, power := ch.sumA[c0:c1], ch.sumB[c0:c1], ch.segmentA[c0:c1], ch.segmentB[c0:c1], ch.powerX[c0:c1]
-		for i, flagged := range ch.flag[c0:c1] {
-			if flagged {
-				back := powerOf(-power[i])
-				sumA[i], sumB[i] = float64(segmentA[i]*back), float64(float64(segmentB[i]*back)*back)
-				again++
-			}
-		}
-		clear(ch.flag[c0:c1])
-		rescued.Add(int64(again))
-		return
+	ch, again := &w.channels, 0
+	if w.backward {
+		w.gradientSumsAgain(c0, c1)
+	} else {
+		w.momentsIn64(c0, c1)
 	}
 	for c := c0; c < c1; c++ {
 		if !ch.flag[c] {
@@ -297,29 +266,15 @@ func (w *workspace) sumAgain(c0, c1 int) {
 		}
 		ch.flag[c] = false
 		again++
-		if g.layout == rows {
-			k.reset(w.geo.layout)
-			if computesG {
-				w.setZ(k, 0, c)
-			}
-			w.setSumPowers(k, 0, c)
-			s := w.rowScratch.take()
-			s.next.images = 0
-			for seg := range g.segments {
-				w.sumGroup(&w.again, s, c, c+1, seg, &s.next, k)
-			}
-			w.giveRowScratch(s)
-		}
-		if single {
+		if w.geo.single() {
 			ch.sumA[c], ch.sumB[c] = ch.segmentA[c], ch.segmentB[c]
 		} else {
 			w.total(c, c+1)
 		}
-		x, gp := ch.powerX[c], ch.powerG[c]
 		if !w.backward {
-			ch.sumA[c], ch.sumB[c] = float64(ch.sumA[c]*powerOf(-x)), float64(ch.sumB[c]*powerOf(-2*x))
 			continue
 		}
+		x, gp := ch.powerX[c], ch.powerG[c] // which are taken back
 		p, r := ldexp(ch.sumA[c], -gp), ldexp(ch.sumB[c], -gp-x)
 		mean := ch.mean[c]
 		subtracted := ldexp(float64(float32(ldexp(mean, x))), -x) // from x
@@ -328,29 +283,44 @@ func (w *workspace) sumAgain(c0, c1 int) {
 	rescued.Add(int64(again))
 }
 
-// stripsAgain takes the sums of the flagged channels of c0 to c1-1 from strips. Channels beside
-// them keep theirs, which a strip may have settled.
-func (w *workspace) stripsAgain(buf *buffers, c0, c1 int) {
-	ch, g := &w.channels, w.geo
-	for j, n, ok := w.nextSpan(0, c0, c1); ok; j, n, ok = w.nextSpan(j+n, c0, c1) {
-		first := min(j, g.width-lanes) // at least a vector
-		f := buf.largest[:j+n-first]
-		sumA, sumB := buf.list.sumA[:len(f)], buf.list.sumB[:len(f)]
-		for i := range f {
-			f[i] = 1
-			if c := w.channelOf(first + i); c >= c0 && c < c1 && ch.flag[c] {
-				f[i] = powerOf32(ch.powerX[c])
+// gradientSumsAgain is sumAgain for a backward pass. It leaves the sums of scaled values as results
+// of segments.
+func (w *workspace) gradientSumsAgain(c0, c1 int) {
+	ch, g, computesG := &w.channels, w.geo, w.computesG(&w.again)
+	buf := w.buffers.take()
+	defer w.buffers.give(buf)
+	k := &buf.constants
+	if g.layout == cols {
+		l := &buf.list
+		for j := w.listFlagged(l, 0, c0, c1); l.n > 0; j = w.listFlagged(l, j, c0, c1) {
+			k.reset(w.geo.layout)
+			for i, j := range l.at[:l.n] {
+				c := w.channelOf(j)
+				if computesG {
+					w.setZ(k, i, c)
+				}
+				w.setSumPowers(k, i, c)
+			}
+			for seg := range g.segments {
+				w.sumListed(seg, buf, l)
 			}
 		}
+		return
+	}
+	s := w.rowScratch.take()
+	defer w.giveRowScratch(s)
+	for c := c0; c < c1; c++ {
+		if !ch.flag[c] {
+			continue
+		}
+		k.reset(w.geo.layout)
+		if computesG {
+			w.setZ(k, 0, c)
+		}
+		w.setSumPowers(k, 0, c)
+		s.next.images = 0
 		for seg := range g.segments {
-			k := w.columnSums(seg, first, len(f))
-			taken := columnSums{n: len(f), shift: k.shift, a: sumA, b: sumB}
-			w.strips(&w.again, seg, &taken, first, f, math.NaN())
-			for i := range f {
-				if c := w.channelOf(first + i); c >= c0 && c < c1 && ch.flag[c] {
-					k.a[i], k.b[i] = sumA[i], sumB[i]
-				}
-			}
+			w.sumGroup(&w.again, s, c, c+1, seg, &s.next, k)
 		}
 	}
 }
@@ -373,40 +343,8 @@ func xPower(mean, invstd float64) int {
 func (w *workspace) setSumPowers(k *constants, j, c int) {
 	ch := &w.channels
 	k.setX(j, ch.powerX[c])
-	if !w.backward {
-		return
-	}
 	k.setG(j, ch.powerG[c])
 	k.set(k.dx, j, fieldN, -float32(ldexp(ch.mean[c], ch.powerX[c])))
-}
-
-// setListedX sets the powers of x of the listed columns.
-func (w *workspace) setListedX(k *constants, l *columnList) {
-	plain, powers := w.geo.width == w.geo.channels, w.channels.powerX
-	power, scale := 0, 1.0
-	if l.same = false; plain {
-		l.power, l.same = powers[l.at[0]], powers[l.at[0]] != 0
-		for _, c := range l.at[1:l.n] {
-			l.same = l.same && powers[c] == l.power
-		}
-		if l.same && l.adjacent() && w.source == nil {
-			return // no record is used
-		}
-	}
-	for i := 0; i < l.n; i += lanes {
-		factors := (*[lanes]float64)(k.toX[i:])
-		for lane := range min(lanes, l.n-i) {
-			c := l.at[i+lane]
-			if !plain {
-				c = w.channelOf(c)
-			}
-			if p := powers[c]; p != power {
-				power, scale = p, powerOf(p)
-				k.scalesX = true
-			}
-			factors[lane] = scale
-		}
-	}
 }
 
 // listFlagged lists columns of flagged channels of c0 to c1-1, as many as have room, from
@@ -438,13 +376,10 @@ func (w *workspace) listFlagged(l *columnList, j, c0, c1 int) int {
 	return j
 }
 
-// sumScaledRows is sumLanes for scaled values of a channel.
-func (w *workspace) sumScaledRows(st *stage, s *rowScratch, c int, win window, coef []float32, k *constants) {
+// sumScaledRows is sumLanes for scaled values of a channel, in a backward pass.
+func (w *workspace) sumScaledRows(st *stage, s *rowScratch, c int, win window, k *constants) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
-	if w.backward {
-		coef = k.dx
-	}
 	for o, end := win.o, win.o+win.images; o < end; {
 		images, most := 1, pieceSingle
 		if end-o >= quadSize {
@@ -458,7 +393,7 @@ func (w *workspace) sumScaledRows(st *stage, s *rowScratch, c int, win window, c
 			b := w.packRows(st, buf, c, o, images, i, n)
 			x, g := w.scaledOperands(st, buf, &b, k)
 			args := &s.args
-			*args = kernelArgs{x: x, dy: g, coef: coef, sums: s.sums, acc: s.acc, rows: 1, n: n, stride: n}
+			*args = kernelArgs{x: x, dy: g, coef: k.dx, sums: s.sums, acc: s.acc, rows: 1, n: n, stride: n}
 			args.begin(0, images)
 			w.plan.path.runAll(st.kernel, Identity, args)
 		}
@@ -469,13 +404,6 @@ func (w *workspace) sumScaledRows(st *stage, s *rowScratch, c int, win window, c
 }
 
 // ---- which channels
-
-// Powers of two for values whose squares overflow, and for values whose squares are too
-// large but finite. Either does for all such values.
-const (
-	overflowPower = -100
-	largePower    = -50
-)
 
 // large returns [largeSum] if strips take such sums again, which are settled then. Otherwise it
 // returns NaN, which no number is compared with. A strip sees all values of its channels, and a
@@ -493,62 +421,50 @@ func largeSum(n float64) float64 { return n * (sureMax / 2 * (1 + 0x1p-52)) }
 
 // momentsAgain takes the moments again of channels whose variance can't be relied on: the
 // squares overflowed, or squares vanished that matter beside the variance and epsilon.
-// With looked, the extents hold magnitudes of a part of the values.
+// Moments that are sums in float64 can. With looked, the extents hold magnitudes of a part of
+// the values.
 func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 	ch := &w.channels
 	n, epsilon := w.values, w.plan.epsilon
-	// Sums that are surely safe, or surely are not, need no division.
-	least, most, unsafe, settled := 2*sureMin*n, sureMax/2*n, 2*sureMax*n, w.large()
+	// Sums that are surely safe need no division.
+	least, most, settled := 2*sureMin*n, sureMax/2*n, w.large()
 	if epsilon > 1 {
 		least = math.Inf(1)
 	}
+	unsafe := func(c int) bool {
+		m2 := ch.sumB[c]
+		return !(m2 >= least && m2 <= most || m2 >= settled || sumsAreSafe(m2/n, epsilon) || w.isLarge(c))
+	}
 	looks, again := 0, 0
-	sumA, sumB, flag, powerX := ch.sumA[c0:c1], ch.sumB[c0:c1], ch.flag[c0:c1], ch.powerX[c0:c1]
-	sumA, flag, powerX = sumA[:len(sumB)], flag[:len(sumB)], powerX[:len(sumB)]
-	for i, m2 := range sumB {
-		flag[i], powerX[i] = false, 0
-		switch {
-		case m2 >= least && m2 <= most || m2 >= settled:
-		case m2 > most && sumA[i]-sumA[i] == 0 && (m2 > unsafe || !sumsAreSafe(m2/n, epsilon)):
-			// Only the squares are too large, and all values are finite.
-			flag[i], powerX[i] = true, largePower
-			if m2 > math.MaxFloat64 {
-				powerX[i] = overflowPower
+	for c := c0; c < c1; c++ {
+		ch.flag[c] = false
+		switch m2 := ch.sumB[c]; {
+		case m2 >= least && m2 <= most:
+		case ch.sumA[c]-ch.sumA[c] != 0 || m2 != m2: // all values may be finite nevertheless
+			if ch.flag[c] = !(looked && !isNumber(ch.extent[c]) || w.isLarge(c)); ch.flag[c] {
+				looks++
 			}
+		case unsafe(c):
 			again++
-		case m2 != m2 && looked && !isNumber(ch.extent[c0+i]):
-		case !sumsAreSafe(m2/n, epsilon):
-			flag[i], powerX[i] = true, unknownPower
-			looks++
 		}
 	}
 	if looks > 0 {
-		for c := c0; c < c1; c++ {
-			ch.flag[c] = ch.flag[c] && ch.powerX[c] == unknownPower
-		}
 		w.measure(c0, c1)
-		for c := c0; c < c1; c++ {
-			if !ch.flag[c] {
-				ch.flag[c] = ch.powerX[c] != 0
-				continue
-			}
-			switch e := ch.extent[c]; {
-			case !isNumber(e): // the mean stays as it is, infinite or NaN; there is no variance
-				ch.flag[c], ch.sumB[c] = false, math.NaN()
-			case e == 0:
-				ch.flag[c], ch.sumA[c], ch.sumB[c] = false, 0, 0
-			default:
-				ch.powerX[c] = clampPower(-exponentOf(float64(e)))
-			}
+	}
+	for c := c0; c < c1 && looks+again > 0; c++ {
+		switch {
+		case ch.flag[c] && !isNumber(ch.extent[c]): // the mean stays as it is, infinite or NaN; there is no variance
+			ch.flag[c], ch.sumB[c] = false, math.NaN()
+			looks--
+		case !ch.flag[c] && again > 0:
+			m2 := ch.sumB[c]
+			ch.flag[c] = m2 == m2 && ch.sumA[c]-ch.sumA[c] == 0 && unsafe(c)
 		}
 	}
 	if looks+again > 0 {
 		w.sumAgain(c0, c1)
 	}
 }
-
-// unknownPower stands for the power of a channel whose values are still to be looked at.
-const unknownPower = mostPower + 1
 
 // gradientsAgain takes the sums of gradients again, if check is set, of channels whose sums
 // can't be relied on. It sets the extents and powers of channels whose dx may need scaled

@@ -43,11 +43,18 @@ func (w *workspace) sample(do phases) {
 	w.sampled = true
 	at, next := w.sampledValues()
 	if w.backward {
-		w.findTiny(w.apply.dy, tinyGradients, at, next)
+		w.findTiny(w.apply.dy, tinyGradients, false, at, next)
 	}
 	inverted := w.source != nil && w.source.inverted // x is y
-	if !inverted && (w.backward || do&applyThem != 0) {
-		w.findTiny(w.apply.x, tinyDeviations, at, next)
+	large := w.samplesLarge(do)
+	switch {
+	case !inverted && (w.backward || do&applyThem != 0):
+		w.findTiny(w.apply.x, tinyDeviations, large && next >= lanes, at, next)
+	case large && next >= lanes:
+		w.findTiny(w.apply.x, 0, large, at, next)
+	}
+	if large && next < lanes {
+		w.findLarge(w.apply.x, at, next)
 	}
 	if n := w.geo.channels; w.backward && w.anyFormed(0, n) { // sums take z
 		for c, form := range w.channels.form[:n] {
@@ -72,17 +79,26 @@ func (w *workspace) sampledValues() (at *[tinySample]int, next int) {
 	return at, w.source.next
 }
 
-// findTiny makes the channels that have tiny values channels of a kind.
-func (w *workspace) findTiny(values []float32, kind byte, at *[tinySample]int, next int) {
+// findTiny makes the channels that have tiny values channels of a kind. With large it marks
+// those of large values as well.
+func (w *workspace) findTiny(values []float32, kind byte, large bool, at *[tinySample]int, next int) {
 	channels := w.geo.channels
 	c := 0
 	if v := w.plan.path.whole((channels-1)*next + 1); next < lanes && v > 0 {
 		c = ceilDiv(v, next)
 		w.findTinyAside(values, kind, at, next, v)
 	}
+	usual := uint32(infinityBits<<1 - tinyBits - 1) // the number of magnitudes
+	if large {
+		usual = largeBits - tinyBits - 1
+	}
 	for i := at[0] + c*next; c < channels; c, i = c+1, i+next {
-		if magnitudeBits(values[i]) <= tinyBits { // or the channel is usual
-			w.look(c, kind, largestAt(values, at, c*next))
+		if first := magnitudeBits(values[i]); first-tinyBits-1 >= usual { // or the channel is usual
+			if most := largestAt(values, at, c*next); first > tinyBits {
+				w.lookLarge(c, most)
+			} else if kind != 0 {
+				w.look(c, kind, most)
+			}
 		}
 	}
 }
@@ -678,7 +694,9 @@ func (w *workspace) sumTinyRow(buf *buffers, sums []float64, c int, coef []float
 			} else {
 				b = w.tinyBlock((o*g.channels+c)*g.inner+win.i+i, height, n, g.channels*g.inner)
 			}
-			b.channels, b.column = 1, c
+			if b.channels, b.column = 1, c; !w.backward { // of large.go
+				b.dy = b.x
+			}
 			k.fetch = 4 * g.channels * g.inner // the next image
 			b.fetch = k.fetch
 			k.records = buf.constants.records64[:]

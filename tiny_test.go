@@ -97,7 +97,8 @@ func TestTinyGradientsBeside(t *testing.T) {
 }
 
 // TestTinyGradientsAgain: the sums of channels whose gradients seem tiny are taken again only
-// if their constants are wide. It counts them, so that no other test may run beside it.
+// if their constants are wide. Forward sums of large values are, in tensors of few rows of adjacent
+// channels. It counts them, so that no other test may run beside it.
 func TestTinyGradientsAgain(t *testing.T) {
 	eachBeside(t, func(t *testing.T, e exception, p, _ *problem, _ int) {
 		if p.act != batchnorm.Identity || e.name == "tiny ones cancel" { // zeros are sampled, and then a sample of dy decides
@@ -105,7 +106,8 @@ func TestTinyGradientsAgain(t *testing.T) {
 		}
 		before := batchnorm.Rescued()
 		plain(batchnorm.Mask{}).once(t, *p)
-		if n := batchnorm.Rescued() - before; e.again != (n > 0) {
+		again := e.again && !(e.name == "large x" && p.shape.Inner > 1)
+		if n := batchnorm.Rescued() - before; again != (n > 0) {
 			t.Errorf("the sums of %d channels are taken again", n)
 		}
 	})

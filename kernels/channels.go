@@ -1024,18 +1024,15 @@ func trackChannels(c *chans) {
 // stripChannels takes the moments of 8 columns at a time, whose values stay in the
 // first-level cache between the probe and the sums.
 func stripChannels(c *chans) {
-	x, factor, shift, sumA, sumB := c.float32s("x"), c.float32s("factor"), c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
+	x, shift, sumA, sumB := c.float32s("x"), c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
 	stride, at, left, again := c.newReg(), c.newReg(), c.newReg(), c.newReg()
 	c.arg(stride, "stride")
-	sums, k, f := c.pair(), c.newVec(), c.newVec()
-	a, b, d := c.pair(), c.pair(), c.pair()
-	// The sums of a group of columns are taken once, or three times: of the values, of the scaled
-	// values, and then they are chosen.
-	limit, t, first := c.newVec(), c.newVec(), c.pair()
+	sums, k := c.pair(), c.newVec()
+	a, b, d, e := c.pair(), c.pair(), c.pair(), c.pair()
+	limit, t := c.newVec(), c.newVec()
 	large := c.broadcastArg("large", at)
 	c.narrow(limit, scalarPair(large), large) // of sums of squares, which are no less than those of deviations from their mean
 	c.set(again, 0)
-	c.zero(f) // no factors
 	c.toFirst = true
 	// sum adds rows to the sums, in the order of ../kernels_generic.go. value computes the
 	// addends of a row; there are n of them.
@@ -1080,62 +1077,55 @@ func stripChannels(c *chans) {
 		c.label(done)
 	}
 	c.loop(func() {
-		plain, scaledSums, summed := c.newLabel("plain"), c.newLabel("scaled"), c.newLabel("summed")
-		choose, settled := c.newLabel("choose"), c.newLabel("settled")
-		take := func(load, plus func(dst vec)) {
-			sum("probe", 1, func(dst pair) {
-				load(dst[0])
-				c.prefetch(mem{base: at, off: cacheLine})
-			})
-			c.move(a[1], sums[0])
-			c.widen(a, a[1])
-			c.divideBy("probeCount", "probeInverse", a, a, at)
-			c.shiftFor(a)
-			c.move(k, a[0])
-			sum("rows", len(sums), func(dst pair) {
-				plus(dst[0])
-				c.mul(dst[1], dst[0], dst[0])
-			})
-		}
-		scaled := func(dst vec) {
-			c.load(dst, mem{base: at})
-			c.mul(dst, dst, f)
-		}
-		c.arg(at, "factor")
-		c.subImm(at, 0)
-		c.branch(ifZero, plain)
-		c.load(f, mem{base: factor.at})
-		c.label(scaledSums)
-		take(scaled, func(dst vec) {
-			scaled(dst)
-			c.add(dst, k, dst)
+		summed, settled, row64 := c.newLabel("summed"), c.newLabel("settled"), c.newLabel("row64")
+		sum("probe", 1, func(dst pair) {
+			c.load(dst[0], mem{base: at})
+			c.prefetch(mem{base: at, off: cacheLine})
 		})
-		c.jump(summed)
-		c.label(plain)
-		take(func(dst vec) { c.load(dst, mem{base: at}) }, func(dst vec) { c.addMem(dst, k, mem{base: at}, dst, false) })
+		c.move(a[1], sums[0])
+		c.widen(a, a[1])
+		c.divideBy("probeCount", "probeInverse", a, a, at)
+		c.shiftFor(a)
+		c.move(k, a[0])
+		sum("rows", len(sums), func(dst pair) {
+			c.addMem(dst[0], k, mem{base: at}, dst[0], false)
+			c.mul(dst[1], dst[0], dst[0])
+		})
 		c.op(opGT, t, sums[1], limit)
-		c.abs(a[1], sums[0]) // values that are not finite gain nothing by a factor
+		c.abs(a[1], sums[0]) // values that are not finite gain nothing by sums in float64
 		c.opC(opLE, a[1], a[1], math.MaxFloat32)
 		c.op(opAnd, t, t, a[1])
 		c.ifNoneKept(t, a[0], summed)
-		// Some are too large, as it seems. The factors are those of momentsAgain. They often
-		// are those of the columns before, and then no sum need be waited for.
-		c.set(again, 2)
-		c.move(first[0], sums[0])
-		c.move(first[1], sums[1])
-		c.store(k, mem{base: shift.at})
-		c.constant(a[0], c.entry32(0x1p-50))
-		c.constant(b[0], c.entry32(1))
-		c.blend(b[0], t, a[0], b[0])
-		c.opC(opGT, t, sums[1], math.MaxFloat32)
-		c.constant(a[0], c.entry32(0x1p-100))
-		c.blend(b[0], t, a[0], b[0])
-		c.op(opXor, t, b[0], f)
-		c.zero(a[0])
-		c.op(opGTInt, t, t, a[0])
-		c.ifNone(t, scaledSums)
-		c.move(f, b[0])
-		c.jump(scaledSums)
+		// Some are too large, as it seems. Their moments in float64 wait in memory. The sum of their
+		// probe and all deviations are finite: otherwise the sum of deviations would not be.
+		for h := range a {
+			c.zero(a[h])
+			c.zero(b[h])
+		}
+		c.asm.move(at, x.at)
+		c.arg(left, "rows")
+		c.label(row64)
+		c.widenFrom(d, mem{base: at})
+		c.addMem(e[1], k, mem{base: at}, e[1], false)
+		c.widen(e, e[1])
+		c.add64(a, a, d)
+		c.mul64(e, e, d)
+		c.add64(b, b, e)
+		c.addReg(at, stride)
+		c.subImm(left, 1)
+		c.branch(ifNotZero, row64)
+		c.widen(e, k)
+		c.mul64(d, e, scalarPair(c.broadcastArg("count", at)))
+		c.add64(a, a, d)
+		c.mul64(d, e, a)
+		c.add64(b, b, d)
+		c.divide(d, a, at)
+		c.mul64(a, a, d)
+		c.sub64(b, b, a)
+		c.sub64(d, d, e)
+		c.store64(d, sumA)
+		c.store64(b, sumB)
+		c.set(again, 1)
 		c.label(summed)
 		// The moment of the window is that of the segment. Merged with that of no values, it
 		// stays: neither sum is ever -0, and m2 is NaN where the mean is not finite.
@@ -1148,24 +1138,7 @@ func stripChannels(c *chans) {
 		c.sub64(d, d, a)
 		c.subImm(again, 0)
 		c.branch(ifZero, settled)
-		c.subImm(again, 1)
-		c.branch(ifZero, choose)
-		// The sums of scaled values come first. Those of the values follow.
-		c.widen(a, f)
-		one := c.const64(1)
-		for h := range a {
-			c.op(opDiv64, a[h], one, a[h])
-		}
-		c.mul64(d, d, a)
-		c.mul64(b, b, a)
-		c.mul64(b, b, a)
-		c.store64(d, sumA)
-		c.store64(b, sumB)
-		c.move(sums[0], first[0])
-		c.move(sums[1], first[1])
-		c.load(k, mem{base: shift.at})
-		c.jump(summed)
-		c.label(choose)
+		c.set(again, 0)
 		c.tooLarge(a, b, sums, at)
 		c.narrow(k, a, t)
 		c.argAddr(at, "retaken")

@@ -1,0 +1,336 @@
+package batchnorm
+
+// Large values. Squares of them leave float32's range, so the moments of their channels are
+// sums in float64: with K the shift of a window, P is the sum of x, and R that of x*(x-K). From
+// these S = P - n*K, the sum of x-K, and Q = R - K*S, that of (x-K)^2, go the way of
+// float32 sums. P and R are exact to the last digits of float64, so that the differences lose
+// nothing that matters beside a float32: x differs from its mean by at least 2^-25 of it, or not at
+// all. x-K is rounded to float32 only where it is at least half as large as x; so the error
+// of R is at most 2^-24 of Q.
+//
+// A sample finds most of these channels before their first sums (tiny.go). Channels whose sums
+// turn out to be out of range take theirs once more in this way (rescue.go).
+
+// largeLeast is the least magnitude of a large number: the root of sureMax.
+const largeLeast = 0x1p+50
+
+const (
+	largeBits    = (127 + 50) << 23 // the bits of largeLeast
+	infinityBits = 0xff << 23
+)
+
+// largeValues is the mark of a channel whose moments are sums in float64 from the start.
+const largeValues = 1
+
+// ---- which channels
+
+// samplesLarge reports whether the phases take moments of channels that may be marked. Columns
+// of few rows are not: these stay in a cache, so that second sums cost little, and strips take them.
+func (w *workspace) samplesLarge(do phases) bool {
+	return !w.backward && do&takeSums != 0 && (w.geo.layout == rows || w.geo.height > stripRows)
+}
+
+// findLarge marks the channels whose first sampled value is large, and whose others are finite.
+// The channels are less than a vector apart.
+func (w *workspace) findLarge(values []float32, at *[tinySample]int, next int) {
+	n := (w.geo.channels-1)*next + 1
+	first := values[at[0]:][:n]
+	if !w.anyFrom(first) {
+		return
+	}
+	for c := range w.geo.channels {
+		if magnitudeBits(first[c*next]) >= largeBits {
+			w.lookLarge(c, largestAt(values, at, c*next))
+		}
+	}
+}
+
+// lookLarge marks a channel if the bits of its largest magnitude are those of a number. Its first
+// sampled value is large.
+func (w *workspace) lookLarge(c int, most uint32) {
+	if most >= infinityBits {
+		return
+	}
+	if !w.anyLarge {
+		clear(w.channels.large)
+	}
+	w.anyLarge = true
+	w.channels.large[c] = largeValues
+}
+
+// anyFrom reports whether one of the values is large.
+func (w *workspace) anyFrom(values []float32) bool {
+	const columns = 8 * lanes // into which a kernel folds many values
+	rest := len(values) % columns
+	if len(values) < 4*columns || len(w.channels.extent) < columns {
+		return anyLargeOf(values)
+	}
+	acc := w.channels.extent[:columns]
+	clear(acc)
+	for i, n := 0, 0; i < len(values)-rest; i += n {
+		n = min(maxCall, len(values)-rest-i)
+		w.larger(values[i:], n/columns, columns, columns, acc)
+	}
+	return anyLargeOf(acc) || anyLargeOf(values[len(values)-rest:])
+}
+
+// anyLargeOf is anyFrom for few values.
+func anyLargeOf(values []float32) bool {
+	// The sum of a magnitude's bits and this number has its highest bit where the magnitude is large.
+	const add = 1<<31 - largeBits
+	all := uint32(0)
+	for ; len(values) >= lanes; values = values[lanes:] {
+		v := (*[lanes]float32)(values)
+		all |= (magnitudeBits(v[0]) + add) | (magnitudeBits(v[1]) + add) | (magnitudeBits(v[2]) + add) | (magnitudeBits(v[3]) + add)
+		all |= (magnitudeBits(v[4]) + add) | (magnitudeBits(v[5]) + add) | (magnitudeBits(v[6]) + add) | (magnitudeBits(v[7]) + add)
+	}
+	for _, v := range values {
+		all |= magnitudeBits(v) + add
+	}
+	return all >= 1<<31
+}
+
+// isLarge reports whether a channel is marked.
+func (w *workspace) isLarge(c int) bool { return w.anyLarge && w.channels.large[c] != 0 }
+
+// largeRun reports whether channel c is marked, and returns the end of the channels from c on
+// that are like it.
+func (w *workspace) largeRun(c, c1 int) (large bool, end int) {
+	if !w.anyLarge {
+		return false, c1
+	}
+	mark := w.channels.large[c]
+	for end = c + 1; end < c1 && w.channels.large[end] == mark; end++ {
+	}
+	return mark != 0, end
+}
+
+// ---- sums
+
+// shifted returns the sums of x-K and of (x-K)^2 of n values, from the sum p of x and r of
+// x*(x-K), where minus K is given.
+func shifted(p, r, n, minusK float64) (s, q float64) {
+	s = p + float64(n*minusK)
+	return s, r + float64(minusK*s)
+}
+
+// overflowed reports whether a deviation x-K has left float32, given the sums p of x and r of
+// x*(x-K). The sums are taken with K = 0 then. That is exact enough: the values are as far apart as
+// the largest of them is from 0, so that the squares lose no more than n times the last digit
+// of a float64.
+func overflowed(p, r float64) bool { return p-p == 0 && r-r != 0 }
+
+// sumLargeRows sets a and b to the sums of x-K and of (x-K)^2 in a window of len(a) channels from
+// channel c on, in float64. minusK has the shifts. It sets those to 0 that it does without.
+func (w *workspace) sumLargeRows(c int, win window, minusK []float32, a, b []float64) {
+	buf := w.buffers.take()
+	defer w.buffers.give(buf)
+	record := &buf.constants.records64[0]
+	for i := range a {
+		take := func() (p, r float64) {
+			fill(record.n[:], minusK[i])
+			clear(buf.sums[:])
+			w.sumTinyRow(buf, buf.sums[:], c+i, nil, win)
+			return reduce(buf.sums[:]), reduce(buf.sums[lanes:])
+		}
+		p, r := take()
+		if overflowed(p, r) {
+			minusK[i] = 0
+			p, r = take()
+		}
+		a[i], b[i] = shifted(p, r, float64(win.len()), float64(minusK[i]))
+	}
+}
+
+// sumLargeSpan takes the sums of the columns c to c+n-1 of a segment, of which some may be marked:
+// in float32 those of vectors with other ones, and then in float64 those of the marked ones,
+// while the segment is in a cache.
+func (w *workspace) sumLargeSpan(seg, c, n int) {
+	large, first, end := w.channels.large, c, c+n
+	upTo := func(j int) {
+		if j > first {
+			k := w.columnSums(seg, first, j-first)
+			w.sumColumns(seg, &k, func(r0, r1, n int) { w.sumBlock(&k, first, r0, r1, n) })
+		}
+	}
+	for j := c; j < end; {
+		kind, next := w.columnsAlike(large, j, end, lanes)
+		if kind == largeValues { // all are marked
+			upTo(j)
+			first = next
+		}
+		j = next
+	}
+	upTo(end)
+	buf := w.buffers.take()
+	defer w.buffers.give(buf)
+	for j := c; j < end; {
+		kind, next := w.columnsAlike(large, j, end, lanes)
+		if kind != 0 {
+			w.sumMarked(seg, buf, j, next-j, func(c int) bool { return large[c] != 0 })
+		}
+		j = next
+	}
+}
+
+// sumMarked takes the sums in float64 of those of n columns from column j on in a segment whose
+// channels are marked, with the shifts of sumColumns. n is at most mostSpan.
+func (w *workspace) sumMarked(seg int, buf *buffers, j, n int, marked func(c int) bool) {
+	g, ch, path, l := w.geo, &w.channels, w.plan.path, &buf.list
+	l.n, l.apart = 0, true
+	for i := j; i < j+n; i++ {
+		if marked(w.channelOf(i)) {
+			l.apart = l.apart && (l.n == 0 || l.at[l.n-1] != i-1)
+			l.at[l.n] = i
+			l.n++
+		}
+	}
+	if !worthCopying(l.n, n) {
+		for i := range n {
+			l.at[i] = j + i
+		}
+		l.n, l.apart = n, false
+	}
+	padded := path.padded(l.n)
+	a, b, shift, acc := l.sumA[:padded], l.sumB[:padded], l.shift[:roundUp(l.n, lanes)], l.acc[:2*roundUp(l.n, lanes)]
+	clear(a)
+	clear(b)
+	clear(shift)
+	clear(acc)
+	b0, b1 := g.colSegment(seg)
+	r0, r1 := g.colWindow(b0)
+	w.probeColumns64(buf, l, r0, min(r1, r0+probeRows))
+	seen := 0
+	for win := b0; win < b1; win++ {
+		r0, r1 := g.colWindow(win)
+		s, q := w.sumWindow64(buf, l, shift, r0, r1, l.n)
+		path.foldReduced(a, b, s, q, shift, float64(seen), float64(r1-r0))
+		seen += r1 - r0
+	}
+	rest := 0
+	for b1 == g.windows && rest < l.n && l.at[rest] < g.rest {
+		rest++
+	}
+	if rest > 0 {
+		s, q := w.sumWindow64(buf, l, shift, g.height, g.height+1, rest)
+		path.foldReduced(a[:rest], b[:rest], s, q, shift, float64(seen), 1)
+	}
+	for i, j := range l.at[:l.n] { // those beside them keep theirs
+		if marked(w.channelOf(j)) {
+			ch.segmentA[seg*g.width+j], ch.segmentB[seg*g.width+j] = a[i], b[i]
+		}
+	}
+}
+
+// worthCopying reports whether so few of n columns are marked that to copy their values takes less time
+// than the sums of all. A copied row takes as long as the sums of some columns, and a copied value as
+// that of some more.
+func worthCopying(marked, n int) bool { return n >= 32+5*marked }
+
+// block64 returns rows of the first n listed columns, from row r of the geometry's tensor on, and the
+// distance from one to the next. They are few enough for the buffers.
+func (w *workspace) block64(buf *buffers, l *columnList, r, rows, n int) (x []float32, stride int) {
+	if l.adjacent() && w.source == nil {
+		return w.sums.x[r*w.geo.width+l.at[0]:], w.geo.width
+	}
+	b := w.packListed(&w.sums, buf, l, r, rows, n)
+	return b.x, b.step()
+}
+
+// probeColumns64 sets the first shifts of the listed columns from their float32 sums over the rows r0
+// to r1-1, or from sums in float64 where those are not finite.
+func (w *workspace) probeColumns64(buf *buffers, l *columnList, r0, r1 int) {
+	padded := roundUp(l.n, lanes)
+	most := rowsOf(bufferLen, l.n)
+	for r := r0; r < r1; r += most {
+		k := kernelArgs{coef: l.shift[:], acc: l.acc[:], rows: min(most, r1-r), n: l.n}
+		k.x, k.stride = w.block64(buf, l, r, k.rows, l.n)
+		w.plan.path.run(kernelMoments, cols, Identity, &k)
+	}
+	count := float64(r1 - r0)
+	w.plan.path.probeColumns(l.acc[:2*padded], l.shift[:padded], count)
+	infinite := func(i int) bool {
+		v := l.acc[i/lanes*sumLen+i%lanes]
+		return v-v != 0
+	}
+	for i := 0; i < l.n; i++ {
+		if !infinite(i) {
+			continue
+		}
+		s, _ := w.sumWindow64(buf, l, zeros, r0, r1, l.n)
+		for ; i < l.n; i++ {
+			if infinite(i) {
+				l.shift[i] = shiftFor(s[i] / count)
+			}
+		}
+	}
+}
+
+// windowSums are sums of columns in float64.
+type windowSums struct{ s, q [mostSpan]float64 }
+
+// sumWindow64 returns the sums of x-K and of (x-K)^2 in the rows r0 to r1-1 of the first n listed
+// columns, in float64. minusK has the shifts. It sets those to 0 that it does without.
+func (w *workspace) sumWindow64(buf *buffers, l *columnList, minusK []float32, r0, r1, n int) (s, q []float64) {
+	padded := roundUp(n, lanes)
+	k := kernelArgs{n: n, records: buf.constants.records64[:], recordStep: bytes64, sums: buf.sums64[:2*padded]}
+	clear(k.sums)
+	for i := 0; i < n; i += lanes {
+		k.records[i/lanes].n = [lanes]float32(minusK[i:])
+	}
+	most := rowsOf(bufferLen, n)
+	for r := r0; r < r1; r += most {
+		k.rows = min(most, r1-r)
+		k.x, k.stride = w.block64(buf, l, r, k.rows, n)
+		k.dy, k.strideDY, k.fetch = k.x, k.stride, 4*fetchRows*k.stride
+		w.plan.path.run(kernelGradSums64, cols, Identity, &k)
+	}
+	s, q = buf.inWindow.s[:padded], buf.inWindow.q[:padded]
+	count, infinite := float64(r1-r0), false
+	for i := 0; i < n; i += lanes {
+		from, k := (*[sumLen]float64)(k.sums[2*i:]), (*[lanes]float32)(minusK[i:])
+		toS, toQ := (*[lanes]float64)(s[i:]), (*[lanes]float64)(q[i:])
+		for l := range lanes {
+			infinite = infinite || from[lanes+l]-from[lanes+l] != 0
+			toS[l], toQ[l] = shifted(from[l], from[lanes+l], count, float64(k[l]))
+		}
+	}
+	again := false
+	for i := 0; infinite && i < n; i++ {
+		at := i/lanes*sumLen + i%lanes
+		if minusK[i] != 0 && overflowed(k.sums[at], k.sums[at+lanes]) {
+			minusK[i], again = 0, true
+		}
+	}
+	if again {
+		return w.sumWindow64(buf, l, minusK, r0, r1, n)
+	}
+	return s, q
+}
+
+// ---- once more
+
+// momentsIn64 takes the moments of the flagged channels of c0 to c1-1 once more, in float64. They
+// are left as results of segments.
+func (w *workspace) momentsIn64(c0, c1 int) {
+	g, ch := w.geo, &w.channels
+	if g.layout == rows {
+		s := w.rowScratch.take()
+		s.in64, s.next.images = true, 0
+		for c := c0; c < c1; c++ {
+			for seg := 0; ch.flag[c] && seg < g.segments; seg++ {
+				at := seg*g.channels + c
+				w.sumMoments(s, c, g.segment(seg), &s.next, ch.segmentA[at:at+1], ch.segmentB[at:at+1])
+			}
+		}
+		w.giveRowScratch(s)
+		return
+	}
+	buf := w.buffers.take()
+	defer w.buffers.give(buf)
+	for j, n, ok := w.nextSpan(0, c0, c1); ok; j, n, ok = w.nextSpan(j+n, c0, c1) {
+		for seg := range g.segments {
+			w.sumMarked(seg, buf, j, n, func(c int) bool { return c >= c0 && c < c1 && ch.flag[c] })
+		}
+	}
+}
