@@ -153,6 +153,7 @@ func (d *kindData) ghostStatistics(p *kindPlans) (mean, invstd []float64) {
 func kindsSet() caseSet {
 	set := caseSet{data: "generated data"}
 	set.add("nchw", 16, 128, 32, 32)
+	set.add("nchw", 32, 512, 7, 7) // short rows
 	set.add("nhwc", 16, 128, 32, 32)
 	set.add("nc", 8, 1000)
 	return set
