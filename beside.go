@@ -206,7 +206,7 @@ func (w *workspace) sumSpan64(buf *buffers, sums *columnSums, s tinySpan, c, r0,
 		var k kernelArgs
 		act := w.operands64(&k, w.sums.act, buf, w.coef[s.first*coefLen:], &b)
 		k.fetch, k.n, k.records, k.recordStep, k.sums = b.fetch, n, b.records, bytes64, all
-		w.plan.path.run(kernelGradSums64, cols, act, &k)
+		w.plan.path.gradSums64(act, &k)
 		switch {
 		case held == nil:
 			w.storeTiny(&k, &b)

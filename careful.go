@@ -24,9 +24,10 @@ type constants struct {
 	smallZ                    bool // a product for z is taken in float64
 
 	slopes factorList // of tiny.go, as factors
-	// Constants and factors of a channel in rows, for kernels in cols.
-	record  record
-	factors [lanes]float64
+	// Constants of z of channels in rows, in all lanes, for kernels in cols. Both lists have rowBytes for
+	// each.
+	rowRecords [rowsTogether * rowBytes / 4]float32
+	rowFactors [rowsTogether * rowBytes / 8]float64
 }
 
 // factorList are factors of kernels that take products in float64: of columns, or in rows of
@@ -106,10 +107,10 @@ func (k *constants) setDX(j int, d *scaledGradient) {
 }
 
 // block holds adjacent values: in cols some rows of n columns, in rows n values of one
-// channel from each of some images, or in tiny.go of some adjacent channels.
+// channel from each of some images, or in tiny.go of each of some adjacent channels.
 type block struct {
 	rows, n    int
-	channels   int  // in rows; 0 stands for 1
+	channels   int  // in rows: 1, which 0 stands for, or one for each row
 	stride     int  // from a row to the next; 0 stands for n
 	column     int  // in rows, in tiny.go: the first channel
 	fetch      int  // in tiny.go: bytes from a value to one that is prefetched
@@ -151,12 +152,12 @@ func (w *workspace) elementwise(kernel int, act Activation, k *kernelArgs, b *bl
 	case channels == 1:
 		k.rows, k.n = 1, b.rows*b.n
 		k.begin(0, 1)
-	case b.n < lanes*channels: // in one image, whose rows are too short for vectors across two
-		k.rows, k.n = 1, b.n/channels
+	case b.n < lanes: // rows that are too short for vectors across two
+		k.rows, k.n = 1, b.n
 		k.begin(0, channels)
 	default:
-		k.rows, k.n, k.coefImage = channels, b.n/channels, -channels*coefLen
-		k.begin(0, b.rows)
+		k.rows, k.n, k.coefImage = channels, b.n, -channels*coefLen
+		k.begin(0, 1)
 	}
 	w.plan.path.runAll(kernel, act, k)
 }
@@ -167,7 +168,7 @@ func (w *workspace) scale(buf *buffers, dst, src []float32, by *factorList, b *b
 	if w.geo.layout == rows {
 		return w.times(dst, src, by[0], 1, n, n)
 	}
-	w.products(buf, Identity, &kernelArgs{x: src, y: dst, stride: b.n, strideY: b.n}, nil, by[:], b)
+	w.products(Identity, &kernelArgs{x: src, y: dst, stride: b.n, strideY: b.n}, nil, by[:], b)
 	return dst
 }
 
@@ -202,7 +203,10 @@ func (w *workspace) gradients(act Activation, buf *buffers, b *block, k *constan
 // smallZ returns z of a block without the residual, from products in float64.
 func (w *workspace) smallZ(buf *buffers, b *block, k *constants) []float32 {
 	args := kernelArgs{x: w.scaledZ(buf, b, k), y: buf.scaled[:], stride: b.n, strideY: b.n}
-	w.products(buf, Identity, &args, k.z, k.ofZ[:], b)
+	if w.geo.layout == rows {
+		k.setRow(0, k.z, k.ofZ[0])
+	}
+	w.affineProducts(k, Identity, &args, k.z, k.ofZ[:], b)
 	return buf.scaled[:]
 }
 

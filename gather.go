@@ -404,7 +404,7 @@ func (w *workspace) applyCopy(buf *buffers, c, i, n int) {
 		w.elementwise(w.apply.kernel, w.apply.act, &k, &b)
 	default:
 		buf.constants.reset(rows)
-		w.setFactors(buf.constants.ofZ[:], coef, c, 1)
+		w.setRows(&buf.constants, coef, c, 1, true)
 		b.channels, b.column = 1, c
 		w.writeTiny(buf, coef, &b)
 	}

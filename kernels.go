@@ -76,6 +76,11 @@ type kernelArgs struct {
 	factorStep                   int        // from the factors of 8 columns to the next, 0 if all have the same
 	records                      []record64 // one for 8 columns
 	recordStep                   int        // bytes from the record of 8 columns to the next, 0 if all have the same
+	recordRow                    int        // bytes from the constants of a row to those of the next, 0 if all have the same
+	recordAt                     int        // 0; a kernel may count recordRow up
+	// Of kernelGradSums64: bytes from 8 columns to the next, and from their sums to the next ones.
+	columnStep, sumStep int
+	tails               int // rows of n%8 values behind the rows of each 8 columns
 }
 
 // laneSums has 8 lanes of the first sum of a kernel and 8 of the second.
@@ -193,7 +198,8 @@ const (
 	// which a float32 product takes a microcode assist of a hundred cycles on Intel's
 	// processors: conversions and sums take none. y may be x, but may have another stride.
 	// From a record of constants to the next there are coefStep floats, and from the factors
-	// of 8 columns to the next factorStep: 0 if all columns have the same.
+	// of 8 columns to the next factorStep: 0 if all columns have the same. Rows may have constants
+	// of their own, recordRow bytes apart.
 	kernelScale
 
 	// kernelTimes exists in cols only. It computes, for every element,
@@ -213,6 +219,11 @@ const (
 	// With ReLU g is 0 unless (x-m)*s >= l, which is where float32((x-m)*s) + b is above 0. sums has a
 	// record of 16 for 8 columns: 8 P and 8 R. The constants are in records. All tensors may have
 	// strides of their own.
+	//
+	// From 8 columns to the next there are columnStep bytes, and sumStep in sums. Columns beyond the
+	// last 8 are not looked at. Behind its rows each 8 columns have tails of n%8 values. So the columns
+	// of a call may be rows of a tensor, with the vectors of each as rows and what is left of it as a
+	// tail. They may have the same sums.
 	kernelGradSums64
 
 	// kernelInputGrad64 exists in cols only. It computes, for every element and in float64,
@@ -220,7 +231,8 @@ const (
 	//	g := as in kernelGradSums64
 	//	y = float32(((g-k1) - (x-m)*k2)*a)
 	//
-	// y may be x, dy or res of the same stride.
+	// y may be x, dy or res of the same stride. Rows may have records of their own, recordRow bytes
+	// apart.
 	kernelInputGrad64
 
 	// kernelChoose exists in cols only. coef has masks of 8 columns: all ones or 0. It computes
@@ -318,8 +330,37 @@ func (a *kernelArgs) values(l layout) int {
 	if l == rows {
 		return a.budget
 	}
-	return a.rows * a.n
+	return (a.rows + a.tails) * a.n
 }
+
+// gradSums64 runs kernelGradSums64 for columns that lie side by side.
+func (p Path) gradSums64(act Activation, a *kernelArgs) {
+	a.columnStep, a.sumStep, a.tails = vectorBytes, sumBytes, 0
+	if a.n >= lanes {
+		p.run(kernelGradSums64, cols, act, a)
+	}
+	if rest := a.n % lanes; rest > 0 {
+		b, first := *a, a.n-rest
+		b.x, b.dy, b.res, b.sums = a.x[first:], a.dy[first:], from(a.res, first), a.sums[2*first:]
+		b.records = a.records[first/lanes*a.recordStep/bytes64:]
+		b.n, b.rows, b.tails = lanes+rest, 0, a.rows
+		p.run(kernelGradSums64, cols, act, &b)
+	}
+}
+
+// rowsAsColumns says that kernelGradSums64 is to add some rows of n values, step floats apart, each to
+// sums of its own with a record of its own, or all to the same.
+func (a *kernelArgs) rowsAsColumns(rows, n, step int, same bool) {
+	a.rows, a.n, a.stride, a.strideDY, a.strideRes = n/lanes, rows*lanes+n%lanes, lanes, lanes, lanes
+	a.tails = min(1, n%lanes)
+	a.columnStep, a.sumStep, a.recordStep = 4*step, sumBytes, bytes64
+	if same {
+		a.sumStep, a.recordStep = 0, 0
+	}
+}
+
+// sumBytes is the size of the sums of 8 columns, or of a row.
+const sumBytes = 8 * sumLen
 
 // id returns the number of the kernel for the operands.
 func (a *kernelArgs) id(kernel int, l layout, act Activation) int {

@@ -13247,6 +13247,9 @@ TEXT ·scaleColsIdentity<>(SB), NOSPLIT, $0-16
 row1:
 	MOVQ kernelArgs_coef(R14), AX
 	MOVQ kernelArgs_factors(R14), CX
+	MOVQ kernelArgs_recordAt(R14), DI
+	ADDQ DI, AX
+	ADDQ DI, CX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail3
@@ -13295,6 +13298,8 @@ tail3:
 next4:
 	ADDQ R9, R8
 	ADDQ R11, R10
+	MOVQ kernelArgs_recordRow(R14), DI
+	ADDQ DI, kernelArgs_recordAt(R14)
 	MOVQ $1, DI
 	SUBQ DI, kernelArgs_rows(R14)
 	JNE row1
@@ -13327,6 +13332,9 @@ TEXT ·scaleColsReLU<>(SB), NOSPLIT, $0-16
 row1:
 	MOVQ kernelArgs_coef(R14), AX
 	MOVQ kernelArgs_factors(R14), CX
+	MOVQ kernelArgs_recordAt(R14), DI
+	ADDQ DI, AX
+	ADDQ DI, CX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail3
@@ -13381,6 +13389,8 @@ tail3:
 next4:
 	ADDQ R9, R8
 	ADDQ R11, R10
+	MOVQ kernelArgs_recordRow(R14), DI
+	ADDQ DI, kernelArgs_recordAt(R14)
 	MOVQ $1, DI
 	SUBQ DI, kernelArgs_rows(R14)
 	JNE row1
@@ -13470,7 +13480,6 @@ TEXT ·gradSums64ColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ $0, SI
 	MOVQ kernelArgs_n(R14), BX
 	SUBQ $8, BX
-	JLT tail2
 column1:
 	VMOVUPS 320(AX), Y0
 	VMOVUPS (CX), Y7
@@ -13482,7 +13491,9 @@ column1:
 	MOVQ kernelArgs_dy(R14), R10
 	ADDQ SI, R10
 	MOVQ kernelArgs_rows(R14), DX
-row4:
+	SUBQ $1, DX
+	JLT end3
+row2:
 	PREFETCHT1 (R8)(DI*1)
 	PREFETCHT1 (R10)(DI*1)
 	VADDPS (R8), Y0, Y1
@@ -13500,33 +13511,15 @@ row4:
 	ADDQ R9, R8
 	ADDQ R11, R10
 	SUBQ $1, DX
-	JNE row4
-	VMOVUPS Y7, (CX)
-	VMOVUPS Y9, 64(CX)
-	VMOVUPS Y8, 32(CX)
-	VMOVUPS Y10, 96(CX)
-	ADDQ $32, SI
-	ADDQ $128, CX
-	MOVQ kernelArgs_recordStep(R14), DX
-	ADDQ DX, AX
-	SUBQ $8, BX
-	JGE column1
-tail2:
-	ANDQ $7, BX
-	JEQ done3
-	VMOVUPS 320(AX), Y0
-	VMOVUPS (CX), Y7
-	VMOVUPS 64(CX), Y9
-	VMOVUPS 32(CX), Y8
-	VMOVUPS 96(CX), Y10
-	MOVQ kernelArgs_x(R14), R8
-	ADDQ SI, R8
-	MOVQ kernelArgs_dy(R14), R10
-	ADDQ SI, R10
-	MOVQ kernelArgs_rows(R14), DX
-row5:
+	JGE row2
+end3:
+	MOVQ kernelArgs_tails(R14), DX
+	SUBQ $1, DX
+	JLT end5
+row4:
 	VMASKMOVPS (R8), Y15, Y2
 	VADDPS Y2, Y0, Y1
+	VANDPS Y15, Y1, Y1
 	VCVTPS2PD X1, Y3
 	VEXTRACTF128 $1, Y1, X4
 	VCVTPS2PD X4, Y4
@@ -13543,12 +13536,20 @@ row5:
 	ADDQ R9, R8
 	ADDQ R11, R10
 	SUBQ $1, DX
-	JNE row5
+	JGE row4
+end5:
 	VMOVUPS Y7, (CX)
 	VMOVUPS Y9, 64(CX)
 	VMOVUPS Y8, 32(CX)
 	VMOVUPS Y10, 96(CX)
-done3:
+	MOVQ kernelArgs_columnStep(R14), DX
+	ADDQ DX, SI
+	MOVQ kernelArgs_sumStep(R14), DX
+	ADDQ DX, CX
+	MOVQ kernelArgs_recordStep(R14), DX
+	ADDQ DX, AX
+	SUBQ $8, BX
+	JGE column1
 	VZEROUPPER
 	RET
 // func gradSums64ColsIdentityResidual(id int, a *kernelArgs)
@@ -13572,7 +13573,6 @@ TEXT ·gradSums64ColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	MOVQ $0, SI
 	MOVQ kernelArgs_n(R14), BX
 	SUBQ $8, BX
-	JLT tail2
 column1:
 	VMOVUPS 320(AX), Y0
 	VMOVUPS (CX), Y9
@@ -13586,7 +13586,9 @@ column1:
 	MOVQ kernelArgs_res(R14), R12
 	ADDQ SI, R12
 	MOVQ kernelArgs_rows(R14), DX
-row4:
+	SUBQ $1, DX
+	JLT end3
+row2:
 	PREFETCHT1 (R8)(DI*1)
 	PREFETCHT1 (R10)(DI*1)
 	VADDPS (R8), Y0, Y1
@@ -13609,35 +13611,15 @@ row4:
 	ADDQ R11, R10
 	ADDQ R13, R12
 	SUBQ $1, DX
-	JNE row4
-	VMOVUPS Y9, (CX)
-	VMOVUPS Y11, 64(CX)
-	VMOVUPS Y10, 32(CX)
-	VMOVUPS Y12, 96(CX)
-	ADDQ $32, SI
-	ADDQ $128, CX
-	MOVQ kernelArgs_recordStep(R14), DX
-	ADDQ DX, AX
-	SUBQ $8, BX
-	JGE column1
-tail2:
-	ANDQ $7, BX
-	JEQ done3
-	VMOVUPS 320(AX), Y0
-	VMOVUPS (CX), Y9
-	VMOVUPS 64(CX), Y11
-	VMOVUPS 32(CX), Y10
-	VMOVUPS 96(CX), Y12
-	MOVQ kernelArgs_x(R14), R8
-	ADDQ SI, R8
-	MOVQ kernelArgs_dy(R14), R10
-	ADDQ SI, R10
-	MOVQ kernelArgs_res(R14), R12
-	ADDQ SI, R12
-	MOVQ kernelArgs_rows(R14), DX
-row5:
+	JGE row2
+end3:
+	MOVQ kernelArgs_tails(R14), DX
+	SUBQ $1, DX
+	JLT end5
+row4:
 	VMASKMOVPS (R8), Y15, Y2
 	VADDPS Y2, Y0, Y1
+	VANDPS Y15, Y1, Y1
 	VCVTPS2PD X1, Y3
 	VEXTRACTF128 $1, Y1, X4
 	VCVTPS2PD X4, Y4
@@ -13661,12 +13643,20 @@ row5:
 	ADDQ R11, R10
 	ADDQ R13, R12
 	SUBQ $1, DX
-	JNE row5
+	JGE row4
+end5:
 	VMOVUPS Y9, (CX)
 	VMOVUPS Y11, 64(CX)
 	VMOVUPS Y10, 32(CX)
 	VMOVUPS Y12, 96(CX)
-done3:
+	MOVQ kernelArgs_columnStep(R14), DX
+	ADDQ DX, SI
+	MOVQ kernelArgs_sumStep(R14), DX
+	ADDQ DX, CX
+	MOVQ kernelArgs_recordStep(R14), DX
+	ADDQ DX, AX
+	SUBQ $8, BX
+	JGE column1
 	VZEROUPPER
 	RET
 // func gradSums64ColsReLU(id int, a *kernelArgs)
@@ -13688,7 +13678,6 @@ TEXT ·gradSums64ColsReLU<>(SB), NOSPLIT, $0-16
 	MOVQ $0, SI
 	MOVQ kernelArgs_n(R14), BX
 	SUBQ $8, BX
-	JLT tail2
 column1:
 	VMOVUPS 320(AX), Y0
 	VMOVUPS (CX), Y7
@@ -13704,7 +13693,9 @@ column1:
 	MOVQ kernelArgs_dy(R14), R10
 	ADDQ SI, R10
 	MOVQ kernelArgs_rows(R14), DX
-row4:
+	SUBQ $1, DX
+	JLT end3
+row2:
 	PREFETCHT1 (R8)(DI*1)
 	PREFETCHT1 (R10)(DI*1)
 	VADDPS (R8), Y0, Y1
@@ -13728,37 +13719,15 @@ row4:
 	ADDQ R9, R8
 	ADDQ R11, R10
 	SUBQ $1, DX
-	JNE row4
-	VMOVUPS Y7, (CX)
-	VMOVUPS Y9, 64(CX)
-	VMOVUPS Y8, 32(CX)
-	VMOVUPS Y10, 96(CX)
-	ADDQ $32, SI
-	ADDQ $128, CX
-	MOVQ kernelArgs_recordStep(R14), DX
-	ADDQ DX, AX
-	SUBQ $8, BX
-	JGE column1
-tail2:
-	ANDQ $7, BX
-	JEQ done3
-	VMOVUPS 320(AX), Y0
-	VMOVUPS (CX), Y7
-	VMOVUPS 64(CX), Y9
-	VMOVUPS (AX), Y11
-	VMOVUPS 64(AX), Y13
-	VMOVUPS 32(CX), Y8
-	VMOVUPS 96(CX), Y10
-	VMOVUPS 32(AX), Y12
-	VMOVUPS 96(AX), Y14
-	MOVQ kernelArgs_x(R14), R8
-	ADDQ SI, R8
-	MOVQ kernelArgs_dy(R14), R10
-	ADDQ SI, R10
-	MOVQ kernelArgs_rows(R14), DX
-row5:
+	JGE row2
+end3:
+	MOVQ kernelArgs_tails(R14), DX
+	SUBQ $1, DX
+	JLT end5
+row4:
 	VMASKMOVPS (R8), Y15, Y2
 	VADDPS Y2, Y0, Y1
+	VANDPS Y15, Y1, Y1
 	VCVTPS2PD X1, Y3
 	VEXTRACTF128 $1, Y1, X4
 	VCVTPS2PD X4, Y4
@@ -13781,12 +13750,20 @@ row5:
 	ADDQ R9, R8
 	ADDQ R11, R10
 	SUBQ $1, DX
-	JNE row5
+	JGE row4
+end5:
 	VMOVUPS Y7, (CX)
 	VMOVUPS Y9, 64(CX)
 	VMOVUPS Y8, 32(CX)
 	VMOVUPS Y10, 96(CX)
-done3:
+	MOVQ kernelArgs_columnStep(R14), DX
+	ADDQ DX, SI
+	MOVQ kernelArgs_sumStep(R14), DX
+	ADDQ DX, CX
+	MOVQ kernelArgs_recordStep(R14), DX
+	ADDQ DX, AX
+	SUBQ $8, BX
+	JGE column1
 	VZEROUPPER
 	RET
 // func inputGrad64ColsIdentity(id int, a *kernelArgs)
@@ -13815,6 +13792,8 @@ TEXT ·inputGrad64ColsIdentity<>(SB), NOSPLIT, $0-16
 	VMOVDQU (R11), Y15
 row1:
 	MOVQ kernelArgs_records(R14), AX
+	MOVQ kernelArgs_recordAt(R14), CX
+	ADDQ CX, AX
 	MOVQ kernelArgs_n(R14), CX
 	SUBQ $8, CX
 	JLT tail3
@@ -13879,6 +13858,8 @@ next4:
 	ADDQ SI, DX
 	ADDQ R8, DI
 	ADDQ R10, R9
+	MOVQ kernelArgs_recordRow(R14), CX
+	ADDQ CX, kernelArgs_recordAt(R14)
 	MOVQ $1, CX
 	SUBQ CX, kernelArgs_rows(R14)
 	JNE row1
@@ -13914,6 +13895,8 @@ TEXT ·inputGrad64ColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	VMOVDQU (R13), Y15
 row1:
 	MOVQ kernelArgs_records(R14), AX
+	MOVQ kernelArgs_recordAt(R14), CX
+	ADDQ CX, AX
 	MOVQ kernelArgs_n(R14), CX
 	SUBQ $8, CX
 	JLT tail3
@@ -13990,6 +13973,8 @@ next4:
 	ADDQ R8, DI
 	ADDQ R10, R9
 	ADDQ R12, R11
+	MOVQ kernelArgs_recordRow(R14), CX
+	ADDQ CX, kernelArgs_recordAt(R14)
 	MOVQ $1, CX
 	SUBQ CX, kernelArgs_rows(R14)
 	JNE row1
@@ -14021,6 +14006,8 @@ TEXT ·inputGrad64ColsReLU<>(SB), NOSPLIT, $0-16
 	VMOVDQU (R11), Y15
 row1:
 	MOVQ kernelArgs_records(R14), AX
+	MOVQ kernelArgs_recordAt(R14), CX
+	ADDQ CX, AX
 	MOVQ kernelArgs_n(R14), CX
 	SUBQ $8, CX
 	JLT tail3
@@ -14097,6 +14084,8 @@ next4:
 	ADDQ SI, DX
 	ADDQ R8, DI
 	ADDQ R10, R9
+	MOVQ kernelArgs_recordRow(R14), CX
+	ADDQ CX, kernelArgs_recordAt(R14)
 	MOVQ $1, CX
 	SUBQ CX, kernelArgs_rows(R14)
 	JNE row1
@@ -14106,66 +14095,62 @@ next4:
 TEXT ·chooseCols<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
 	MOVQ kernelArgs_coefStep(R14), BX
-	MOVQ kernelArgs_factorStep(R14), DX
 	SHLQ $2, BX
-	SHLQ $3, DX
-	MOVQ kernelArgs_x(R14), DI
-	MOVQ kernelArgs_stride(R14), R8
-	MOVQ kernelArgs_dy(R14), R9
-	MOVQ kernelArgs_strideDY(R14), R10
-	MOVQ kernelArgs_y(R14), R11
-	MOVQ kernelArgs_strideY(R14), R12
-	MOVQ kernelArgs_n(R14), SI
-	ANDQ $-8, SI
-	SUBQ SI, R8
-	SHLQ $2, R8
-	SUBQ SI, R10
-	SHLQ $2, R10
-	SUBQ SI, R12
-	SHLQ $2, R12
-	MOVQ kernelArgs_n(R14), SI
-	ANDQ $7, SI
-	LEAQ maskTable<>+32(SB), R13
+	MOVQ kernelArgs_x(R14), DX
+	MOVQ kernelArgs_stride(R14), SI
+	MOVQ kernelArgs_dy(R14), DI
+	MOVQ kernelArgs_strideDY(R14), R8
+	MOVQ kernelArgs_y(R14), R9
+	MOVQ kernelArgs_strideY(R14), R10
+	MOVQ kernelArgs_n(R14), CX
+	ANDQ $-8, CX
+	SUBQ CX, SI
 	SHLQ $2, SI
-	SUBQ SI, R13
-	VMOVDQU (R13), Y15
+	SUBQ CX, R8
+	SHLQ $2, R8
+	SUBQ CX, R10
+	SHLQ $2, R10
+	MOVQ kernelArgs_n(R14), CX
+	ANDQ $7, CX
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, CX
+	SUBQ CX, R11
+	VMOVDQU (R11), Y15
 row1:
 	MOVQ kernelArgs_coef(R14), AX
-	MOVQ kernelArgs_factors(R14), CX
-	MOVQ kernelArgs_n(R14), SI
-	SUBQ $8, SI
+	MOVQ kernelArgs_n(R14), CX
+	SUBQ $8, CX
 	JLT tail3
 column2:
 	VMOVUPS (AX), Y2
-	VMOVUPS (DI), Y0
-	VMOVUPS (R9), Y1
+	VMOVUPS (DX), Y0
+	VMOVUPS (DI), Y1
 	VANDPS Y2, Y0, Y0
 	VANDNPS Y1, Y2, Y1
 	VORPS Y1, Y0, Y0
-	VMOVUPS Y0, (R11)
+	VMOVUPS Y0, (R9)
+	ADDQ $32, DX
 	ADDQ $32, DI
 	ADDQ $32, R9
-	ADDQ $32, R11
 	ADDQ BX, AX
-	ADDQ DX, CX
-	SUBQ $8, SI
+	SUBQ $8, CX
 	JGE column2
 tail3:
-	ANDQ $7, SI
+	ANDQ $7, CX
 	JEQ next4
 	VMOVUPS (AX), Y2
-	VMASKMOVPS (DI), Y15, Y0
-	VMASKMOVPS (R9), Y15, Y1
+	VMASKMOVPS (DX), Y15, Y0
+	VMASKMOVPS (DI), Y15, Y1
 	VANDPS Y2, Y0, Y0
 	VANDNPS Y1, Y2, Y1
 	VORPS Y1, Y0, Y0
-	VMASKMOVPS Y0, Y15, (R11)
+	VMASKMOVPS Y0, Y15, (R9)
 next4:
+	ADDQ SI, DX
 	ADDQ R8, DI
 	ADDQ R10, R9
-	ADDQ R12, R11
-	MOVQ $1, SI
-	SUBQ SI, kernelArgs_rows(R14)
+	MOVQ $1, CX
+	SUBQ CX, kernelArgs_rows(R14)
 	JNE row1
 	VZEROUPPER
 	RET

@@ -10686,6 +10686,9 @@ TEXT ·scaleColsIdentity<>(SB), NOSPLIT, $0-16
 row1:
 	MOVD kernelArgs_coef(R23), R0
 	MOVD kernelArgs_factors(R23), R2
+	MOVD kernelArgs_recordAt(R23), R5
+	ADD R5, R0
+	ADD R5, R2
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT tail3
@@ -10728,6 +10731,10 @@ tail3:
 next4:
 	ADD R7, R6
 	ADD R9, R8
+	MOVD kernelArgs_recordRow(R23), R5
+	MOVD kernelArgs_recordAt(R23), R0
+	ADD R5, R0
+	MOVD R0, kernelArgs_recordAt(R23)
 	MOVD $1, R5
 	MOVD kernelArgs_rows(R23), R0
 	SUBS R5, R0
@@ -10761,6 +10768,9 @@ TEXT ·scaleColsReLU<>(SB), NOSPLIT, $0-16
 row1:
 	MOVD kernelArgs_coef(R23), R0
 	MOVD kernelArgs_factors(R23), R2
+	MOVD kernelArgs_recordAt(R23), R5
+	ADD R5, R0
+	ADD R5, R2
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT tail3
@@ -10807,6 +10817,10 @@ tail3:
 next4:
 	ADD R7, R6
 	ADD R9, R8
+	MOVD kernelArgs_recordRow(R23), R5
+	MOVD kernelArgs_recordAt(R23), R0
+	ADD R5, R0
+	MOVD R0, kernelArgs_recordAt(R23)
 	MOVD $1, R5
 	MOVD kernelArgs_rows(R23), R0
 	SUBS R5, R0
@@ -10886,7 +10900,6 @@ TEXT ·gradSums64ColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD $0, R4
 	MOVD kernelArgs_n(R23), R1
 	SUBS $8, R1
-	BLT tail2
 column1:
 	FLDPQ 320(R0), (F0, F1)
 	FLDPQ (R2), (F14, F15)
@@ -10898,7 +10911,9 @@ column1:
 	MOVD kernelArgs_dy(R23), R8
 	ADD R4, R8
 	MOVD kernelArgs_rows(R23), R3
-row4:
+	SUBS $1, R3
+	BLT end3
+row2:
 	ADD R5<<0, R6, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R5<<0, R8, R24
@@ -10917,33 +10932,15 @@ row4:
 	ADD R7, R6
 	ADD R9, R8
 	SUBS $1, R3
-	BNE row4
-	FSTPQ (F14, F15), (R2)
-	FSTPQ (F18, F19), 64(R2)
-	FSTPQ (F16, F17), 32(R2)
-	FSTPQ (F20, F21), 96(R2)
-	ADD $32, R4
-	ADD $128, R2
-	MOVD kernelArgs_recordStep(R23), R3
-	ADD R3, R0
-	SUBS $8, R1
-	BGE column1
-tail2:
-	ANDS $7, R1
-	BEQ done3
-	FLDPQ 320(R0), (F0, F1)
-	FLDPQ (R2), (F14, F15)
-	FLDPQ 64(R2), (F18, F19)
-	FLDPQ 32(R2), (F16, F17)
-	FLDPQ 96(R2), (F20, F21)
-	MOVD kernelArgs_x(R23), R6
-	ADD R4, R6
-	MOVD kernelArgs_dy(R23), R8
-	ADD R4, R8
-	MOVD kernelArgs_rows(R23), R3
-row5:
+	BGE row2
+end3:
+	MOVD kernelArgs_tails(R23), R3
+	SUBS $1, R3
+	BLT end5
+row4:
 	TAIL(·loadTail2<>, 0, R6)
 	FADD8(2, 0, 1)
+	AND8(15, 1, 1)
 	WIDEN(1, 3, 4)
 	TAIL(·loadTail2<>, 0, R8)
 	WIDEN(2, 5, 6)
@@ -10956,12 +10953,20 @@ row5:
 	ADD R7, R6
 	ADD R9, R8
 	SUBS $1, R3
-	BNE row5
+	BGE row4
+end5:
 	FSTPQ (F14, F15), (R2)
 	FSTPQ (F18, F19), 64(R2)
 	FSTPQ (F16, F17), 32(R2)
 	FSTPQ (F20, F21), 96(R2)
-done3:
+	MOVD kernelArgs_columnStep(R23), R3
+	ADD R3, R4
+	MOVD kernelArgs_sumStep(R23), R3
+	ADD R3, R2
+	MOVD kernelArgs_recordStep(R23), R3
+	ADD R3, R0
+	SUBS $8, R1
+	BGE column1
 	RET
 // func gradSums64ColsIdentityResidual(id int, a *kernelArgs)
 TEXT ·gradSums64ColsIdentityResidual<>(SB), NOSPLIT, $0-16
@@ -10984,7 +10989,6 @@ TEXT ·gradSums64ColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	MOVD $0, R4
 	MOVD kernelArgs_n(R23), R1
 	SUBS $8, R1
-	BLT tail2
 column1:
 	FLDPQ 320(R0), (F0, F1)
 	FLDPQ (R2), (F18, F19)
@@ -10998,7 +11002,9 @@ column1:
 	MOVD kernelArgs_res(R23), R10
 	ADD R4, R10
 	MOVD kernelArgs_rows(R23), R3
-row4:
+	SUBS $1, R3
+	BLT end3
+row2:
 	ADD R5<<0, R6, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R5<<0, R8, R24
@@ -11022,35 +11028,15 @@ row4:
 	ADD R9, R8
 	ADD R11, R10
 	SUBS $1, R3
-	BNE row4
-	FSTPQ (F18, F19), (R2)
-	FSTPQ (F22, F23), 64(R2)
-	FSTPQ (F20, F21), 32(R2)
-	FSTPQ (F24, F25), 96(R2)
-	ADD $32, R4
-	ADD $128, R2
-	MOVD kernelArgs_recordStep(R23), R3
-	ADD R3, R0
-	SUBS $8, R1
-	BGE column1
-tail2:
-	ANDS $7, R1
-	BEQ done3
-	FLDPQ 320(R0), (F0, F1)
-	FLDPQ (R2), (F18, F19)
-	FLDPQ 64(R2), (F22, F23)
-	FLDPQ 32(R2), (F20, F21)
-	FLDPQ 96(R2), (F24, F25)
-	MOVD kernelArgs_x(R23), R6
-	ADD R4, R6
-	MOVD kernelArgs_dy(R23), R8
-	ADD R4, R8
-	MOVD kernelArgs_res(R23), R10
-	ADD R4, R10
-	MOVD kernelArgs_rows(R23), R3
-row5:
+	BGE row2
+end3:
+	MOVD kernelArgs_tails(R23), R3
+	SUBS $1, R3
+	BLT end5
+row4:
 	TAIL(·loadTail2<>, 0, R6)
 	FADD8(2, 0, 1)
+	AND8(15, 1, 1)
 	WIDEN(1, 3, 4)
 	TAIL(·loadTail2<>, 0, R8)
 	WIDEN(2, 5, 6)
@@ -11068,12 +11054,20 @@ row5:
 	ADD R9, R8
 	ADD R11, R10
 	SUBS $1, R3
-	BNE row5
+	BGE row4
+end5:
 	FSTPQ (F18, F19), (R2)
 	FSTPQ (F22, F23), 64(R2)
 	FSTPQ (F20, F21), 32(R2)
 	FSTPQ (F24, F25), 96(R2)
-done3:
+	MOVD kernelArgs_columnStep(R23), R3
+	ADD R3, R4
+	MOVD kernelArgs_sumStep(R23), R3
+	ADD R3, R2
+	MOVD kernelArgs_recordStep(R23), R3
+	ADD R3, R0
+	SUBS $8, R1
+	BGE column1
 	RET
 // func gradSums64ColsReLU(id int, a *kernelArgs)
 TEXT ·gradSums64ColsReLU<>(SB), NOSPLIT, $0-16
@@ -11094,7 +11088,6 @@ TEXT ·gradSums64ColsReLU<>(SB), NOSPLIT, $0-16
 	MOVD $0, R4
 	MOVD kernelArgs_n(R23), R1
 	SUBS $8, R1
-	BLT tail2
 column1:
 	FLDPQ 320(R0), (F0, F1)
 	FLDPQ (R2), (F14, F15)
@@ -11110,7 +11103,9 @@ column1:
 	MOVD kernelArgs_dy(R23), R8
 	ADD R4, R8
 	MOVD kernelArgs_rows(R23), R3
-row4:
+	SUBS $1, R3
+	BLT end3
+row2:
 	ADD R5<<0, R6, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R5<<0, R8, R24
@@ -11135,37 +11130,15 @@ row4:
 	ADD R7, R6
 	ADD R9, R8
 	SUBS $1, R3
-	BNE row4
-	FSTPQ (F14, F15), (R2)
-	FSTPQ (F18, F19), 64(R2)
-	FSTPQ (F16, F17), 32(R2)
-	FSTPQ (F20, F21), 96(R2)
-	ADD $32, R4
-	ADD $128, R2
-	MOVD kernelArgs_recordStep(R23), R3
-	ADD R3, R0
-	SUBS $8, R1
-	BGE column1
-tail2:
-	ANDS $7, R1
-	BEQ done3
-	FLDPQ 320(R0), (F0, F1)
-	FLDPQ (R2), (F14, F15)
-	FLDPQ 64(R2), (F18, F19)
-	FLDPQ (R0), (F22, F23)
-	FLDPQ 64(R0), (F26, F27)
-	FLDPQ 32(R2), (F16, F17)
-	FLDPQ 96(R2), (F20, F21)
-	FLDPQ 32(R0), (F24, F25)
-	FLDPQ 96(R0), (F28, F29)
-	MOVD kernelArgs_x(R23), R6
-	ADD R4, R6
-	MOVD kernelArgs_dy(R23), R8
-	ADD R4, R8
-	MOVD kernelArgs_rows(R23), R3
-row5:
+	BGE row2
+end3:
+	MOVD kernelArgs_tails(R23), R3
+	SUBS $1, R3
+	BLT end5
+row4:
 	TAIL(·loadTail2<>, 0, R6)
 	FADD8(2, 0, 1)
+	AND8(15, 1, 1)
 	WIDEN(1, 3, 4)
 	TAIL(·loadTail2<>, 0, R8)
 	WIDEN(2, 5, 6)
@@ -11184,12 +11157,20 @@ row5:
 	ADD R7, R6
 	ADD R9, R8
 	SUBS $1, R3
-	BNE row5
+	BGE row4
+end5:
 	FSTPQ (F14, F15), (R2)
 	FSTPQ (F18, F19), 64(R2)
 	FSTPQ (F16, F17), 32(R2)
 	FSTPQ (F20, F21), 96(R2)
-done3:
+	MOVD kernelArgs_columnStep(R23), R3
+	ADD R3, R4
+	MOVD kernelArgs_sumStep(R23), R3
+	ADD R3, R2
+	MOVD kernelArgs_recordStep(R23), R3
+	ADD R3, R0
+	SUBS $8, R1
+	BGE column1
 	RET
 // func inputGrad64ColsIdentity(id int, a *kernelArgs)
 TEXT ·inputGrad64ColsIdentity<>(SB), NOSPLIT, $0-16
@@ -11217,6 +11198,8 @@ TEXT ·inputGrad64ColsIdentity<>(SB), NOSPLIT, $0-16
 	FLDPQ (R24), (F30, F31)
 row1:
 	MOVD kernelArgs_records(R23), R0
+	MOVD kernelArgs_recordAt(R23), R2
+	ADD R2, R0
 	MOVD kernelArgs_n(R23), R2
 	SUBS $8, R2
 	BLT tail3
@@ -11278,6 +11261,10 @@ next4:
 	ADD R4, R3
 	ADD R6, R5
 	ADD R8, R7
+	MOVD kernelArgs_recordRow(R23), R2
+	MOVD kernelArgs_recordAt(R23), R0
+	ADD R2, R0
+	MOVD R0, kernelArgs_recordAt(R23)
 	MOVD $1, R2
 	MOVD kernelArgs_rows(R23), R0
 	SUBS R2, R0
@@ -11314,6 +11301,8 @@ TEXT ·inputGrad64ColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	FLDPQ (R24), (F30, F31)
 row1:
 	MOVD kernelArgs_records(R23), R0
+	MOVD kernelArgs_recordAt(R23), R2
+	ADD R2, R0
 	MOVD kernelArgs_n(R23), R2
 	SUBS $8, R2
 	BLT tail3
@@ -11385,6 +11374,10 @@ next4:
 	ADD R6, R5
 	ADD R8, R7
 	ADD R10, R9
+	MOVD kernelArgs_recordRow(R23), R2
+	MOVD kernelArgs_recordAt(R23), R0
+	ADD R2, R0
+	MOVD R0, kernelArgs_recordAt(R23)
 	MOVD $1, R2
 	MOVD kernelArgs_rows(R23), R0
 	SUBS R2, R0
@@ -11417,6 +11410,8 @@ TEXT ·inputGrad64ColsReLU<>(SB), NOSPLIT, $0-16
 	FLDPQ (R24), (F30, F31)
 row1:
 	MOVD kernelArgs_records(R23), R0
+	MOVD kernelArgs_recordAt(R23), R2
+	ADD R2, R0
 	MOVD kernelArgs_n(R23), R2
 	SUBS $8, R2
 	BLT tail3
@@ -11498,6 +11493,10 @@ next4:
 	ADD R4, R3
 	ADD R6, R5
 	ADD R8, R7
+	MOVD kernelArgs_recordRow(R23), R2
+	MOVD kernelArgs_recordAt(R23), R0
+	ADD R2, R0
+	MOVD R0, kernelArgs_recordAt(R23)
 	MOVD $1, R2
 	MOVD kernelArgs_rows(R23), R0
 	SUBS R2, R0
@@ -11508,67 +11507,63 @@ next4:
 TEXT ·chooseCols<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
 	MOVD kernelArgs_coefStep(R23), R1
-	MOVD kernelArgs_factorStep(R23), R3
 	LSL $2, R1
-	LSL $3, R3
-	MOVD kernelArgs_x(R23), R5
-	MOVD kernelArgs_stride(R23), R6
-	MOVD kernelArgs_dy(R23), R7
-	MOVD kernelArgs_strideDY(R23), R8
-	MOVD kernelArgs_y(R23), R9
-	MOVD kernelArgs_strideY(R23), R10
-	MOVD kernelArgs_n(R23), R4
-	ANDS $-8, R4
-	SUB R4, R6
+	MOVD kernelArgs_x(R23), R3
+	MOVD kernelArgs_stride(R23), R4
+	MOVD kernelArgs_dy(R23), R5
+	MOVD kernelArgs_strideDY(R23), R6
+	MOVD kernelArgs_y(R23), R7
+	MOVD kernelArgs_strideY(R23), R8
+	MOVD kernelArgs_n(R23), R2
+	ANDS $-8, R2
+	SUB R2, R4
+	LSL $2, R4
+	SUB R2, R6
 	LSL $2, R6
-	SUB R4, R8
+	SUB R2, R8
 	LSL $2, R8
-	SUB R4, R10
-	LSL $2, R10
-	MOVD kernelArgs_n(R23), R4
-	ANDS $7, R4
-	MOVD R4, R25
+	MOVD kernelArgs_n(R23), R2
+	ANDS $7, R2
+	MOVD R2, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
 row1:
 	MOVD kernelArgs_coef(R23), R0
-	MOVD kernelArgs_factors(R23), R2
-	MOVD kernelArgs_n(R23), R4
-	SUBS $8, R4
+	MOVD kernelArgs_n(R23), R2
+	SUBS $8, R2
 	BLT tail3
 column2:
 	FLDPQ (R0), (F4, F5)
-	FLDPQ (R5), (F0, F1)
-	FLDPQ (R7), (F2, F3)
+	FLDPQ (R3), (F0, F1)
+	FLDPQ (R5), (F2, F3)
 	AND8(2, 0, 0)
 	BIC8(2, 1, 1)
 	ORR8(1, 0, 0)
-	FSTPQ (F0, F1), (R9)
+	FSTPQ (F0, F1), (R7)
+	ADD $32, R3
 	ADD $32, R5
 	ADD $32, R7
-	ADD $32, R9
 	ADD R1, R0
-	ADD R3, R2
-	SUBS $8, R4
+	SUBS $8, R2
 	BGE column2
 tail3:
-	ANDS $7, R4
+	ANDS $7, R2
 	BEQ next4
 	FLDPQ (R0), (F4, F5)
-	TAIL(·loadTail0<>, 0, R5)
-	TAIL(·loadTail1<>, 0, R7)
+	TAIL(·loadTail0<>, 0, R3)
+	TAIL(·loadTail1<>, 0, R5)
 	AND8(2, 0, 0)
 	BIC8(2, 1, 1)
 	ORR8(1, 0, 0)
-	TAIL(·storeTail0<>, 0, R9)
+	TAIL(·storeTail0<>, 0, R7)
 next4:
+	ADD R4, R3
 	ADD R6, R5
 	ADD R8, R7
-	ADD R10, R9
-	MOVD $1, R4
+	MOVD $1, R2
 	MOVD kernelArgs_rows(R23), R0
-	SUBS R4, R0
+	SUBS R2, R0
 	MOVD R0, kernelArgs_rows(R23)
 	BNE row1
 	RET

@@ -2,7 +2,6 @@ package batchnorm
 
 import (
 	"math"
-	"unsafe"
 
 	"github.com/fusedbn/batchnorm/internal/scalar"
 )
@@ -257,7 +256,8 @@ func scaleColsGeneric(act Activation, a *kernelArgs) {
 	for r := range a.rows {
 		x, y := slice(a.x, r*a.stride, a.n), slice(a.y, r*a.strideY, a.n)
 		for c := 0; c < a.n; c += lanes {
-			n, k, factors := min(lanes, a.n-c), (*record)(a.coef[c/lanes*a.coefStep:]), a.factors[c/lanes*a.factorStep:]
+			n, k := min(lanes, a.n-c), (*record)(a.coef[c/lanes*a.coefStep+r*a.recordRow/4:])
+			factors := a.factors[c/lanes*a.factorStep+r*a.recordRow/8:]
 			for l, v := range x[c : c+n] {
 				y[c+l] = float32(float64(v+k[fieldN*lanes+l])*factors[l]) + k[fieldB*lanes+l]
 			}
@@ -280,21 +280,30 @@ func (a *kernelArgs) grad64(act Activation, x, dy, res []float32, k *record64, l
 	return g, d
 }
 
-// record returns the record of the 8 columns from column c on.
-func (a *kernelArgs) record(c int) *record64 {
-	return &a.records[c/lanes*a.recordStep/int(unsafe.Sizeof(record64{}))]
+// record returns the record of the 8 columns from column c on, in a row.
+func (a *kernelArgs) record(row, c int) *record64 {
+	return &a.records[(c/lanes*a.recordStep+row*a.recordRow)/bytes64]
 }
 
 func gradSums64Generic(act Activation, a *kernelArgs) {
-	for c := 0; c < a.n; c += lanes {
-		n := min(lanes, a.n-c)
-		k, sums := a.record(c), a.sums[2*c:][:2*lanes]
-		for r := range a.rows {
-			x, dy, res := slice(a.x, r*a.stride+c, n), slice(a.dy, r*a.strideDY+c, n), slice(a.res, r*a.strideRes+c, n)
+	for c := range a.n / lanes {
+		k, sums, at := a.record(0, c*lanes), a.sums[c*a.sumStep/8:][:sumLen], c*a.columnStep/4
+		add := func(r, n int) {
+			x, dy, res := slice(a.x, r*a.stride+at, n), slice(a.dy, r*a.strideDY+at, n), slice(a.res, r*a.strideRes+at, n)
 			for l := range x {
 				g, d := a.grad64(act, x, dy, res, k, l)
 				sums[l] += g
 				sums[lanes+l] += float64(d * g)
+			}
+		}
+		for r := range a.rows {
+			add(r, lanes)
+		}
+		for r := range a.tails {
+			add(a.rows+r, a.n%lanes)
+			for l := a.n % lanes; l < lanes; l++ { // as in a vector: -0 becomes 0
+				sums[l] += 0
+				sums[lanes+l] += 0
 			}
 		}
 	}
@@ -303,7 +312,7 @@ func gradSums64Generic(act Activation, a *kernelArgs) {
 func inputGrad64Generic(act Activation, a *kernelArgs) {
 	for r := range a.rows {
 		for c := 0; c < a.n; c += lanes {
-			n, k := min(lanes, a.n-c), a.record(c)
+			n, k := min(lanes, a.n-c), a.record(r, c)
 			x, dy, res := slice(a.x, r*a.stride+c, n), slice(a.dy, r*a.strideDY+c, n), slice(a.res, r*a.strideRes+c, n)
 			y := slice(a.y, r*a.strideY+c, n)
 			for l := range x {

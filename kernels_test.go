@@ -134,12 +134,7 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, s kernelSize, sp
 		}
 		a.coef = in(fields * roundUp(s.n, lanes))
 		a.coefStep = []int{0, coefLen * lanes}[s.n%2]
-		if k.kernel == kernelGradSums64 {
-			a.sums = make([]float64, 2*roundUp(s.n, lanes))
-			for i, v := range in(len(a.sums)) {
-				a.sums[i] = float64(v)
-			}
-		} else if k.sums() {
+		if k.sums() && k.kernel != kernelGradSums64 {
 			a.acc = in(k.sumsLen() * roundUp(s.n, lanes))
 		}
 	}
@@ -156,7 +151,7 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, s kernelSize, sp
 		a.factorStep = []int{0, lanes}[s.n/4%2]
 	}
 	if k.in64() {
-		a.records, a.recordStep = make([]record64, ceilDiv(s.n, lanes)), int(unsafe.Sizeof(record64{}))*(s.n/4%2)
+		a.records, a.recordStep = make([]record64, s.rows+ceilDiv(s.n, lanes)), bytes64*(s.n/4%2)
 		a.strideRes = s.stride + s.n/8%2
 		for i := range a.records {
 			r := &a.records[i]
@@ -168,10 +163,27 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, s kernelSize, sp
 			}
 		}
 	}
+	if s.n/2%3 == 0 { // rows have constants of their own
+		switch k.kernel {
+		case kernelScale:
+			const row = 8 // bytes that do for both lists
+			a.recordRow = row * 4
+			a.coef, a.factors = slices.Concat(a.coef, in(s.rows*row)), slices.Concat(a.factors, make([]float64, s.rows*row))
+		case kernelInputGrad64:
+			a.recordRow = bytes64
+		}
+	}
 	if k.kernel == kernelChoose {
 		for i, v := range a.coef {
 			a.coef[i] = math.Float32frombits(uint32(int32(math.Float32bits(v)<<8) >> 31))
 		}
+	}
+	if k.kernel == kernelGradSums64 {
+		if special { // nothing is added behind a tail, whatever the mean
+			a.records[0].n[lanes-1] = float32(math.Inf(1))
+		}
+		k.args64(&a, s, in)
+		return a
 	}
 	a.x = in(size)
 	if k.gradient() || k.in64() || k.kernel == kernelChoose {
@@ -189,6 +201,35 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, s kernelSize, sp
 	return a
 }
 
+// args64 sets the operands of kernelGradSums64: of columns side by side, some of whose rows are
+// tails, or of rows as columns.
+func (k kernelCase) args64(a *kernelArgs, s kernelSize, in func(n int) []float32) {
+	columns := max(1, s.n/lanes)
+	extent := func(int) int { return (s.rows-1)*s.stride + s.n }
+	if s.n/16%2 == 0 {
+		columns = s.rows
+		a.rowsAsColumns(s.rows, s.n, s.stride, s.n/2%2 == 0)
+	} else {
+		a.n, a.columnStep, a.sumStep = columns*lanes+s.n%lanes, vectorBytes, sumBytes
+		if s.n%lanes > 0 {
+			a.tails = s.n / 2 % 3
+		}
+		extent = func(stride int) int {
+			last := (columns - 1) * lanes
+			return max((a.rows-1)*stride+last+lanes, (a.rows+a.tails-1)*stride+last+s.n%lanes)
+		}
+	}
+	a.records = slices.Repeat(a.records, ceilDiv(columns, len(a.records)))
+	a.sums = make([]float64, columns*sumLen)
+	for i, v := range in(len(a.sums)) {
+		a.sums[i] = float64(v)
+	}
+	a.x, a.dy = in(extent(a.stride)), in(extent(a.strideDY))
+	if k.flags&withResidual != 0 {
+		a.res = in(extent(a.strideRes))
+	}
+}
+
 // outputs returns what the kernel writes. In cols the lanes behind the last
 // channel are scratch.
 func (k kernelCase) outputs(a *kernelArgs) [][]float32 {
@@ -200,10 +241,7 @@ func (k kernelCase) outputs(a *kernelArgs) [][]float32 {
 			}
 		}
 	}
-	for i, v := range a.sums {
-		if k.layout == cols && i/sumLen*lanes+i%lanes >= a.n {
-			continue
-		}
+	for _, v := range a.sums {
 		bits := math.Float64bits(v)
 		acc = append(acc, math.Float32frombits(uint32(bits>>32)), math.Float32frombits(uint32(bits)))
 		if v != v {

@@ -283,7 +283,7 @@ func (w *workspace) sumWindow64(buf *buffers, l *columnList, minusK []float32, r
 		k.rows = min(most, r1-r)
 		k.x, k.stride = w.block64(buf, l, r, k.rows, n)
 		k.dy, k.strideDY, k.fetch = k.x, k.stride, 4*fetchRows*k.stride
-		w.plan.path.run(kernelGradSums64, cols, Identity, &k)
+		w.plan.path.gradSums64(Identity, &k)
 	}
 	s, q = buf.inWindow.s[:padded], buf.inWindow.q[:padded]
 	count, infinite := float64(r1-r0), false

@@ -29,6 +29,10 @@ func (a *kernelArgs) race(kernel int, l layout) {
 			}
 		}
 	}
+	if kernel == kernelGradSums64 {
+		a.raceSums64()
+		return
+	}
 	if kernel >= kernelScale {
 		for r := range a.rows {
 			if a.dy != nil {
@@ -38,9 +42,7 @@ func (a *kernelArgs) race(kernel int, l layout) {
 			if a.res != nil {
 				runtime.RaceReadRange(unsafe.Pointer(&a.res[r*a.strideRes]), 4*a.n)
 			}
-			if !takesSums(kernel) {
-				runtime.RaceWriteRange(unsafe.Pointer(&a.y[r*a.strideY]), 4*a.n)
-			}
+			runtime.RaceWriteRange(unsafe.Pointer(&a.y[r*a.strideY]), 4*a.n)
 		}
 		return
 	}
@@ -60,5 +62,25 @@ func (a *kernelArgs) race(kernel int, l layout) {
 			p += a.n + a.rowGap
 		}
 		p += a.imageGap
+	}
+}
+
+// raceSums64 is race for kernelGradSums64, which reads column after column.
+func (a *kernelArgs) raceSums64() {
+	read := func(at, row, n int) {
+		runtime.RaceReadRange(unsafe.Pointer(&a.x[at+row*a.stride]), 4*n)
+		runtime.RaceReadRange(unsafe.Pointer(&a.dy[at+row*a.strideDY]), 4*n)
+		if a.res != nil {
+			runtime.RaceReadRange(unsafe.Pointer(&a.res[at+row*a.strideRes]), 4*n)
+		}
+	}
+	for c := range a.n / lanes {
+		at := c * a.columnStep / 4
+		for r := range a.rows {
+			read(at, r, lanes)
+		}
+		for r := range a.tails {
+			read(at, a.rows+r, a.n%lanes)
+		}
 	}
 }

@@ -184,6 +184,11 @@ func (w *workspace) sumWindow(st *stage, s *rowScratch, c int, win window, coef 
 		return
 	}
 	clear(s.sums[:n*sumLen])
+	if s.in64 {
+		w.sumTinyRows(s, c, n, win)
+		w.plan.path.reduceLanes(a, b, s.sums)
+		return
+	}
 	for images, ok := win.together(window{}); ok; images, ok = win.together(images) {
 		w.sumLanes(st, s, c, n, images, coef, pending, scale)
 		if win.n <= shortRow {
@@ -198,10 +203,6 @@ func (w *workspace) sumWindow(st *stage, s *rowScratch, c int, win window, coef 
 func (w *workspace) sumLanes(st *stage, s *rowScratch, c, n int, win window, coef []float32, pending *kernelArgs, scale *constants) {
 	if scale != nil {
 		w.sumScaledRows(st, s, c, win, scale)
-		return
-	}
-	if s.in64 {
-		w.sumTinyRows(s, c, n, win)
 		return
 	}
 	g, path, k := w.geo, w.plan.path, &s.args

@@ -357,44 +357,37 @@ func (w *workspace) streams(k *kernelArgs) bool {
 
 const vectorBytes = 4 * lanes
 
-// products runs kernelScale on the rows of a block, with the constants of its channels, or
-// without any, and with their factors, or one for all. k changes.
-func (w *workspace) products(buf *buffers, act Activation, k *kernelArgs, coef []float32, factors []float64, b *block) {
+// products runs kernelScale on the rows of n columns, with their constants, or without any, and with
+// their factors, or one for all. k changes.
+func (w *workspace) products(act Activation, k *kernelArgs, coef []float32, factors []float64, b *block) {
 	k.rows, k.n, k.coef = b.rows, b.n, columnAsItIs[:]
-	same := len(factors) == 1
-	if w.geo.layout == cols {
-		k.factors = factors[:max(lanes, len(factors))]
-		if coef != nil {
-			k.coef, k.coefStep = coef, coefLen*lanes
-		}
-		if !same {
-			k.factorStep = lanes
-		}
-		w.plan.path.run(kernelScale, cols, act, k)
+	k.factors = factors[:max(lanes, len(factors))]
+	if coef != nil {
+		k.coef, k.coefStep = coef, coefLen*lanes
+	}
+	if len(factors) > 1 {
+		k.factorStep = lanes
+	}
+	w.plan.path.run(kernelScale, cols, act, k)
+}
+
+// rowProducts is products in rows, with the constants and factors that are set for the channels.
+func (w *workspace) rowProducts(c *constants, act Activation, k *kernelArgs, b *block) {
+	k.rows, k.n, k.coef, k.factors = b.rows, b.n, c.rowRecords[:], c.rowFactors[:]
+	if b.channels > 1 {
+		k.recordRow = rowBytes
+	}
+	w.plan.path.run(kernelScale, cols, act, k)
+}
+
+// affineProducts runs kernelScale with the constants of z of a block. Those of rows are set, those of
+// columns are given.
+func (w *workspace) affineProducts(c *constants, act Activation, k *kernelArgs, coef []float32, factors []float64, b *block) {
+	if w.geo.layout == rows {
+		w.rowProducts(c, act, k, b)
 		return
 	}
-	of := &buf.constants.factors
-	k.factors = of[:]
-	if coef == nil && same {
-		fill(of[:], factors[0])
-		w.plan.path.run(kernelScale, cols, act, k)
-		return
-	}
-	all, channels := *k, max(1, b.channels)
-	for c := range channels {
-		n := b.n / channels
-		i := c * n
-		*k = all
-		k.n, k.x, k.y = n, all.x[i:], all.y[i:]
-		k.stream = all.stream && i%lanes == 0
-		if coef != nil {
-			record := &buf.constants.record
-			*record = inAllLanes(coef[c*coefLen:][:coefLen])
-			k.coef = record[:]
-		}
-		fill(of[:], factors[min(c, len(factors)-1)])
-		w.plan.path.run(kernelScale, cols, act, k)
-	}
+	w.products(act, k, coef, factors, b)
 }
 
 // ---- constants
@@ -411,15 +404,8 @@ func (w *workspace) factorZ(c int, a float32) float64 {
 	return float64(a)
 }
 
-// setFactors sets the factors of n columns from column j on, or in rows of n channels. coef
-// has their constants.
+// setFactors sets the factors of n columns from column j on. coef has their constants.
 func (w *workspace) setFactors(list []float64, coef []float32, j, n int) {
-	if w.geo.layout == rows {
-		for i := range n {
-			list[i] = w.factorZ(j+i, coef[i*coefLen+fieldA])
-		}
-		return
-	}
 	for i := 0; i < n; i += lanes {
 		to, from := (*[lanes]float64)(list[i:]), (*[lanes]float32)(coef[i*coefLen+fieldA*lanes:])
 		for l, a := range from {
@@ -497,12 +483,46 @@ func (w *workspace) setEight(r *record64, from *record, j, n int) {
 	}
 }
 
-// setRecord sets the first record to that of channel c, in all lanes.
-func (w *workspace) setRecord(k *constants, coef []float32, c int) {
-	r, ch := &k.records64[0], &w.channels
-	r.n[0], r.s[0], r.l[0] = coef[fieldN], w.factorZ(c, coef[fieldA]), leastThrough(coef[fieldB])
-	r.k1[0], r.k2[0], r.a[0] = ch.k1[c], ch.k2[c], ch.scale[c]
-	r.inAllLanes()
+// rowsTogether is how many channels in rows kernels take at a time, each with constants of its own.
+const rowsTogether = mostSpan / lanes
+
+// rowBytes is the distance of the constants of z of channels in rows.
+const rowBytes = 4 * coefLen * lanes
+
+// setRow sets the constants of z of the i-th channel in rows, in all lanes.
+func (k *constants) setRow(i int, coef []float32, factor float64) {
+	record := (*record)(k.rowRecords[i*rowBytes/4:])
+	*(*[lanes]float32)(record[fieldN*lanes:]) = sameLanes(coef[fieldN])
+	*(*[lanes]float32)(record[fieldB*lanes:]) = sameLanes(coef[fieldB])
+	*(*[lanes]float64)(k.rowFactors[i*rowBytes/8:]) = sameLanes(factor)
+}
+
+// sameLanes returns v in all lanes.
+func sameLanes[T float32 | float64](v T) [lanes]T { return [lanes]T{v, v, v, v, v, v, v, v} }
+
+// setRows sets the constants of n channels in rows from channel c on, in all lanes: those of dx too
+// if they are known.
+func (w *workspace) setRows(k *constants, coef []float32, c, n int, dx bool) {
+	ch, z := &w.channels, !w.backward || w.needsZ()
+	gate := w.applyTiny.act.variant() == actInline
+	for i := range n {
+		coef := coef[i*coefLen:]
+		if z {
+			k.setRow(i, coef, w.factorZ(c+i, coef[fieldA]))
+		}
+		if !w.backward {
+			continue
+		}
+		r := &k.records64[i]
+		r.n = sameLanes(coef[fieldN])
+		if gate {
+			r.s, r.l = sameLanes(w.factorZ(c+i, coef[fieldA])), sameLanes(leastThrough(coef[fieldB]))
+		}
+		if !dx {
+			continue
+		}
+		r.k1, r.k2, r.a = sameLanes(ch.k1[c+i]), sameLanes(ch.k2[c+i]), sameLanes(ch.scale[c+i])
+	}
 }
 
 // ---- gradients and outputs
@@ -510,7 +530,7 @@ func (w *workspace) setRecord(k *constants, coef []float32, c int) {
 // preActivations sets z of a block, with the bits that a kernel computes, and returns it.
 func (w *workspace) preActivations(buf *buffers, coef []float32, b *block) []float32 {
 	z := buf.scaled[:]
-	w.products(buf, Identity, &kernelArgs{x: b.x, y: z, stride: b.step(), strideY: b.n, fetch: b.fetch}, coef, b.factorsOfZ(buf), b)
+	w.affineProducts(&buf.constants, Identity, &kernelArgs{x: b.x, y: z, stride: b.step(), strideY: b.n, fetch: b.fetch}, coef, b.factorsOfZ(buf), b)
 	if b.res != nil {
 		res := w.packed(buf.res[:], b.res, b)
 		w.alike(kernelNormalize, Identity, &kernelArgs{x: res, res: z, y: z, coef: asItIs}, b.len())
@@ -529,18 +549,32 @@ func (w *workspace) gated(buf *buffers, coef []float32, b *block) []float32 {
 // slopes returns act'(z) of a block.
 func (w *workspace) slopes(act Activation, buf *buffers, coef []float32, b *block) []float32 {
 	to := buf.g[:]
-	if w.applyTiny.slopes != nil && !b.apart() && !b.held { // they are to be stored
+	if w.applyTiny.slopes != nil && b.dres != nil && !b.apart() && !b.held { // they are to be stored
 		to = b.dres
 	}
-	if w.geo.layout == rows && b.channels == 1 && b.rows == 1 && w.tinyOf(b.column) == tinyGradients { // no product for z is tiny
+	if w.geo.layout == rows && !b.apart() && b.n >= shortCall && w.onlyGradients(b.column, b.channels) { // no product for z is tiny
 		k := kernelArgs{x: b.x, dy: plusOnes, res: b.res, y: buf.scaled[:], dres: to, coef: coef} // dx is not used
-		w.alike(kernelInputGrad, act, &k, b.len())
+		w.elementwise(kernelInputGrad, act, &k, b)
 		return to
 	}
 	z := w.preActivations(buf, coef, b)
 	k := kernelArgs{x: minusZeros, dy: plusOnes, res: z, y: z, dres: to, coef: asZero} // dx is not used
 	w.alike(kernelInputGrad, act, &k, b.len())
 	return to
+}
+
+// shortCall is the length of a row from which on a kernel that calls an activation for up to four vectors
+// of a row is faster than another one for z and a call for all rows.
+const shortCall = 64
+
+// onlyGradients reports whether gradients alone are tiny in n channels from channel c on.
+func (w *workspace) onlyGradients(c, n int) bool {
+	for _, kind := range w.channels.tiny[c : c+n] {
+		if kind != tinyGradients {
+			return false
+		}
+	}
+	return true
 }
 
 // gradientsOf returns g = dy*act'(z) of a block, without gaps, with the bits that a kernel
@@ -604,7 +638,7 @@ func (w *workspace) writeTiny(buf *buffers, coef []float32, b *block) {
 	if act.variant() != actCalled && b.res == nil {
 		k := kernelArgs{x: b.x, y: b.y, rows: b.rows, stride: b.step(), strideY: b.stepOut()}
 		k.stream = !b.held && w.streams(&k)
-		w.products(buf, act, &k, coef, b.factorsOfZ(buf), b)
+		w.affineProducts(&buf.constants, act, &k, coef, b.factorsOfZ(buf), b)
 		return
 	}
 	k := kernelArgs{x: minusZeros, y: b.y, coef: asItIs, stream: w.apply.stream}
@@ -637,25 +671,34 @@ func (w *workspace) writeTinyDX(act Activation, buf *buffers, coef []float32, b 
 	}
 	k := kernelArgs{y: b.y, strideY: b.stepOut()}
 	act64 := w.operands64(&k, act, buf, coef, b)
-	if constants := &buf.constants; w.geo.layout == rows {
-		k.n = b.n / b.channels
-		k.records = constants.records64[:]
-		x, dy, res, y := k.x, k.dy, k.res, k.y
-		for c := range b.channels {
-			i := c * k.n
-			k.x, k.dy, k.res, k.y, k.rows = x[i:], dy[i:], from(res, i), y[i:], b.rows
-			k.stream = w.streams(&k)
-			w.setRecord(constants, coef[c*coefLen:], b.column+c)
-			w.plan.path.run(kernelInputGrad64, cols, act64, &k)
+	if w.geo.layout == rows {
+		k.n, k.records = b.n, buf.constants.records64[:]
+		k.stream = w.streams(&k)
+		if b.n%lanes > 0 && !b.apart() {
+			k.x, k.dy, k.res = b.besides(k.x, buf.x[:]), b.besides(k.dy, buf.dy[:]), b.besides(k.res, buf.g[:])
+		}
+		if b.channels > 1 {
+			k.recordRow = bytes64
 		}
 	} else {
 		k.n, k.records, k.recordStep = b.n, b.records, bytes64
 		k.stream = !b.held && w.streams(&k)
-		w.plan.path.run(kernelInputGrad64, cols, act64, &k)
 	}
+	w.plan.path.run(kernelInputGrad64, cols, act64, &k)
 	if b.dres != nil && !b.held {
 		w.unpack(b.dres, g, b)
 	}
+}
+
+// besides returns an input of a block that y does not overwrite: a copy, if it is y. The store of a tail
+// would delay loads of the values behind it, of the next row.
+func (b *block) besides(input, copied []float32) []float32 {
+	if input == nil || &input[0] != &b.y[0] {
+		return input
+	}
+	copied = copied[:b.len()]
+	copy(copied, input)
+	return copied
 }
 
 // ---- sums
@@ -664,69 +707,75 @@ func (w *workspace) writeTinyDX(act Activation, buf *buffers, coef []float32, b 
 func (w *workspace) sumTinyRows(s *rowScratch, c, n int, win window) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
-	for r := range n {
-		coef := w.coef[(c+r)*coefLen:]
-		buf.constants.reset(rows)
-		w.setFactors(buf.constants.ofZ[:], coef, c+r, 1)
-		w.setRecord(&buf.constants, coef, c+r)
-		w.sumTinyRow(buf, s.sums[r*sumLen:][:sumLen], c+r, coef, win)
+	buf.constants.reset(rows)
+	most := 1
+	if w.source == nil && win.n == w.geo.inner { // rows of channels are adjacent
+		most = rowsOfTiny(win.n)
+	}
+	for r := 0; r < n; r += most {
+		channels, coef := min(most, n-r), w.coef[(c+r)*coefLen:]
+		w.setRows(&buf.constants, coef, c+r, channels, false)
+		w.sumTinyRow(buf, s.sums[r*sumLen:][:channels*sumLen], c+r, coef, win)
 	}
 }
 
-// fewColumns is the length of rows whose images are summed side by side, one for each column.
-const fewColumns = mostSpan
+// rowsOfTiny returns how many rows of n values kernels take together: of channels, or of images.
+func rowsOfTiny(n int) int { return max(1, min(bufferLen/n, rowsTogether)) }
 
-// sumTinyRow adds a window of channel c to its sums by lanes.
+// sumTinyRow adds a window to the sums by lanes of channel c, or of several channels, as many as there
+// are sums. Short rows of one channel go together.
 func (w *workspace) sumTinyRow(buf *buffers, sums []float64, c int, coef []float32, win window) {
-	g := w.geo
-	var k kernelArgs
-	most, images := bufferLen, 1
-	if win.n < fewColumns && w.source == nil {
+	g, st, channels := w.geo, &w.sums, len(sums)/sumLen
+	images := 1
+	if channels == 1 && w.source == nil && win.n < bufferLen {
 		images = bufferLen / win.n
 	}
+	image := g.channels * g.inner
+	k := kernelArgs{fetch: 4 * image, records: buf.constants.records64[:], sums: sums}
+	b := block{rows: channels, n: win.n, channels: channels, column: c, fetch: k.fetch}
 	for o := win.o; o < win.o+win.images; o += images {
-		height := min(images, win.o+win.images-o)
-		for i := 0; i < win.n; i += most {
-			n := min(most, win.n-i)
-			var b block
-			if w.source != nil {
-				b = w.packRows(&w.sums, buf, c, o, 1, win.i+i, n)
+		if images > 1 {
+			b.rows, b.stride = min(images, win.o+win.images-o), image
+		}
+		for i := 0; i < win.n; i += bufferLen {
+			n := min(bufferLen, win.n-i)
+			b.n = n
+			if w.source == nil {
+				b.place(st, (o*g.channels+c)*g.inner+win.i+i)
 			} else {
-				b = w.tinyBlock((o*g.channels+c)*g.inner+win.i+i, height, n, g.channels*g.inner)
+				b = w.packRows(st, buf, c, o, 1, win.i+i, n)
+				b.channels, b.column = 1, c
 			}
-			if b.channels, b.column = 1, c; !w.backward { // of large.go
+			if !w.backward { // of large.go
 				b.dy = b.x
 			}
-			k.fetch = 4 * g.channels * g.inner // the next image
-			b.fetch = k.fetch
-			k.records = buf.constants.records64[:]
-			act := w.operands64(&k, w.sums.act, buf, coef, &b)
-			w.storeTiny(&k, &b)
-			if images > 1 {
-				w.sumColumns64(buf, sums, &k, act, n)
-				continue
+			var act Activation
+			if b.apart() && w.backward && w.needsZ() {
+				act = w.operandsApart(&k, buf, coef, &b)
+			} else {
+				act = w.operands64(&k, st.act, buf, coef, &b)
+				w.storeTiny(&k, &b)
 			}
-			if k.rows, k.n, k.stride, k.strideDY, k.strideRes = n/lanes, lanes, lanes, lanes, lanes; k.rows > 0 {
-				k.sums = sums
-				w.plan.path.run(kernelGradSums64, cols, act, &k)
-			}
-			if first := n &^ (lanes - 1); first < n {
-				k.x, k.dy, k.res, k.rows = k.x[first:], k.dy[first:], from(k.res, first), 1
-				w.sumColumns64(buf, sums, &k, act, n-first)
-			}
+			k.rowsAsColumns(b.rows, n, max(k.stride, n), channels == 1)
+			w.plan.path.run(kernelGradSums64, cols, act, &k)
 		}
 	}
 }
 
-// sumColumns64 adds the sums of n columns of a channel to those of its lanes.
-func (w *workspace) sumColumns64(buf *buffers, sums []float64, k *kernelArgs, act Activation, n int) {
-	k.n, k.sums = n, buf.sums64[:roundUp(n, lanes)*2]
-	clear(k.sums)
-	w.plan.path.run(kernelGradSums64, cols, act, k)
-	for i := range n {
-		sums[i%lanes] += k.sums[i/lanes*sumLen+i%lanes]
-		sums[lanes+i%lanes] += k.sums[i/lanes*sumLen+lanes+i%lanes]
-	}
+// operandsApart is operands64 for rows of a channel that are apart, and are packed for it. It stores
+// slopes.
+func (w *workspace) operandsApart(k *kernelArgs, buf *buffers, coef []float32, b *block) Activation {
+	side := block{rows: b.rows, n: b.n, channels: 1, column: b.column, fetch: b.fetch,
+		x: w.packed(buf.x[:], b.x, b), dy: w.packed(buf.dy[:], b.dy, b), res: w.packed(buf.res[:], b.res, b)}
+	act := w.operands64(k, w.sums.act, buf, coef, &side)
+	w.storeTiny(k, b)
+	return act
+}
+
+// place sets the tensors of a block to those of a stage from index i on.
+func (b *block) place(s *stage, i int) {
+	b.x, b.dy, b.res, b.dres = from(s.x, i), from(s.dy, i), from(s.res, i), from(s.dres, i)
+	b.y, b.slopes = from(s.y, i), from(s.slopes, i)
 }
 
 // storeTiny stores the slopes of a block of tiny numbers, if they are wanted where g of usual ones is
@@ -743,49 +792,35 @@ func (w *workspace) tinyBlock(i, rows, n, stride int) block {
 	return block{rows: rows, n: n, stride: stride, x: from(s.x, i), dy: from(s.dy, i), res: from(s.res, i), dres: from(s.dres, i)}
 }
 
-// writeTinyRows is writeAll for channels with tiny numbers, from channel c on.
+// writeTinyRows is writeAll for channels with tiny numbers, from channel c on. It takes some channels
+// at a time, since their constants take longer to set than a short row to write.
 func (w *workspace) writeTinyRows(k *kernelArgs, c int) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	buf.constants.reset(rows)
-	if k.n < fewColumns && k.coefImage == -k.rows*coefLen { // all images have the same channels
-		w.writeTinyImages(buf, k, c)
-		return
+	s, n, channels, images := &w.applyTiny, k.n, k.rows, k.images
+	row, image := n, k.rows*n+k.imageGap
+	if k.coefImage == 0 { // each image is another channel
+		channels, images, row = k.images, 1, image
 	}
-	for ; k.images > 0; k.images-- {
-		for r := 0; r < k.rows; {
-			channels := max(1, min(k.rows-r, bufferLen/k.n, mostSpan))
-			n := channels * k.n
-			coef := k.coef[k.coefAt:]
-			first := c + k.coefAt/coefLen
-			w.setFactors(buf.constants.ofZ[:], coef, first, channels)
+	most := rowsOfTiny(n)
+	for r := 0; r < channels; r += most {
+		together := min(most, channels-r)
+		stride, step := row, 1
+		if together == 1 { // short rows of images go together
+			stride, step = image, max(1, bufferLen/n)
+		}
+		coef := k.coef[r*coefLen:]
+		w.setRows(&buf.constants, coef, c+r, together, true)
+		for o := 0; o < images; o += step {
 			for i := 0; i < n; i += bufferLen {
-				b := blockAt(&w.applyTiny, k.at+i, min(bufferLen, n-i))
-				b.channels, b.column = channels, first
+				b := block{rows: together, n: min(bufferLen, n-i), stride: stride, channels: together, column: c + r}
+				if together == 1 {
+					b.rows = min(step, images-o)
+				}
+				b.place(s, k.at+r*row+o*image+i)
 				w.writeTiny(buf, coef, &b)
 			}
-			k.at += n
-			k.coefAt += channels * coefLen
-			r += channels
-		}
-		k.at += k.imageGap
-		k.coefAt += k.coefImage
-	}
-}
-
-// writeTinyImages is writeTinyRows for short rows: it goes channel by channel, since the constants of
-// a channel take longer than a short row.
-func (w *workspace) writeTinyImages(buf *buffers, k *kernelArgs, c int) {
-	s, image, most := &w.applyTiny, k.rows*k.n+k.imageGap, bufferLen/k.n
-	for r := range k.rows {
-		first := k.coefAt + r*coefLen
-		coef, column := k.coef[first:], c+first/coefLen
-		w.setFactors(buf.constants.ofZ[:], coef, column, 1)
-		for o := 0; o < k.images; o += most {
-			at := k.at + r*k.n + o*image
-			b := block{rows: min(most, k.images-o), n: k.n, stride: image, channels: 1, column: column,
-				x: from(s.x, at), dy: from(s.dy, at), res: from(s.res, at), y: from(s.y, at), dres: from(s.dres, at), slopes: from(s.slopes, at)}
-			w.writeTiny(buf, coef, &b)
 		}
 	}
 	k.images = 0

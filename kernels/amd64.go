@@ -98,13 +98,15 @@ func (l amd64) storeArg(src reg, field string, t reg) {
 	l.printf("MOVQ a+8(FP), %s", l.r(t))
 	l.printf("MOVQ %s, %s_%s(%s)", l.r(src), l.args, field, l.r(t))
 }
-func (l amd64) reduceArg(field string, by, t reg) {
+func (l amd64) reduceArg(field string, by, t reg) { l.changeArg("SUBQ", field, by, t) }
+func (l amd64) raiseArg(field string, by, t reg)  { l.changeArg("ADDQ", field, by, t) }
+func (l amd64) changeArg(op, field string, by, t reg) {
 	if l.held {
-		l.printf("SUBQ %s, %s_%s(R14)", l.r(by), l.args, field)
+		l.printf("%s %s, %s_%s(R14)", op, l.r(by), l.args, field)
 		return
 	}
 	l.printf("MOVQ a+8(FP), %s", l.r(t))
-	l.printf("SUBQ %s, %s_%s(%s)", l.r(by), l.args, field, l.r(t))
+	l.printf("%s %s, %s_%s(%s)", op, l.r(by), l.args, field, l.r(t))
 }
 func (l amd64) andImm(dst reg, n int) { l.printf("ANDQ $%d, %s", n, l.r(dst)) }
 func (l amd64) branch(c cond, to string) {

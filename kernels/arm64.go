@@ -96,14 +96,16 @@ func (l arm64) storeArg(src reg, field string, _ reg) {
 	l.printf("MOVD a+8(FP), %s", arm64Addr)
 	l.printf("MOVD %s, %s_%s(%s)", l.r(src), l.args, field, arm64Addr)
 }
-func (l arm64) reduceArg(field string, by, t reg) {
+func (l arm64) reduceArg(field string, by, t reg) { l.changeArg("SUBS", field, by, t) }
+func (l arm64) raiseArg(field string, by, t reg)  { l.changeArg("ADD", field, by, t) }
+func (l arm64) changeArg(op, field string, by, t reg) {
 	base := arm64Area
 	if !l.held {
 		base = arm64Addr
 		l.printf("MOVD a+8(FP), %s", base)
 	}
 	l.printf("MOVD %s_%s(%s), %s", l.args, field, base, l.r(t))
-	l.printf("SUBS %s, %s", l.r(by), l.r(t))
+	l.printf("%s %s, %s", op, l.r(by), l.r(t))
 	l.printf("MOVD %s, %s_%s(%s)", l.r(t), l.args, field, base)
 }
 func (l arm64) move(dst, src reg)        { l.printf("MOVD %s, %s", l.r(src), l.r(dst)) }

@@ -116,6 +116,7 @@ type lowering interface {
 	least(dst, src reg)                    // dst = min(dst, src)
 	storeArg(src reg, field string, t reg) // args.field = src; t is a temporary
 	reduceArg(field string, by, t reg)     // args.field -= by, which sets the condition; t is a temporary
+	raiseArg(field string, by, t reg)      // args.field += by; t is a temporary
 	andImm(dst reg, n int)                 // sets the condition, for zero
 	branch(c cond, label string)
 	ifUnequal(x, y reg, label string)

@@ -526,9 +526,10 @@ func largest(a *asm, v variant) {
 
 // inProducts emits the loops of a kernel that takes products in float64: some rows, whose
 // vectors one processes. The tensors come with their strides, the output is the last one.
-// rowBegins is called before a row, and advance after a vector. values is a free register,
-// and between two rows t is.
-func inProducts(a *asm, values, t reg, tensors [][2]string, rowBegins, advance func(), one func(at []mem, tail bool)) {
+// rowBegins is called before a row, and advance after a vector. Unless ofRow is nil, it is called
+// after rowBegins with how many bytes the constants of the row are behind those of the first.
+// values is a free register, and between two rows t is.
+func inProducts(a *asm, values, t reg, tensors [][2]string, rowBegins, advance func(), ofRow func(behind reg), one func(at []mem, tail bool)) {
 	var at []mem
 	var gaps []reg // from the last whole vector of a row to the next row
 	for _, names := range tensors {
@@ -553,6 +554,10 @@ func inProducts(a *asm, values, t reg, tensors [][2]string, rowBegins, advance f
 
 	a.label(row)
 	rowBegins()
+	if ofRow != nil {
+		a.arg(values, "recordAt")
+		ofRow(values)
+	}
 	a.arg(values, "n")
 	a.subImm(values, lanes)
 	a.branch(ifLess, tail)
@@ -568,6 +573,10 @@ func inProducts(a *asm, values, t reg, tensors [][2]string, rowBegins, advance f
 	one(at, true)
 	a.label(next)
 	all(a.addReg)
+	if ofRow != nil {
+		a.arg(values, "recordRow")
+		a.raiseArg("recordAt", values, t)
+	}
 	a.set(values, 1)
 	a.reduceArg("rows", values, t)
 	a.branch(ifNotZero, row)
@@ -592,21 +601,20 @@ type scaled struct {
 
 func newScaled(a *asm) *scaled {
 	s := &scaled{a: a, d64: pair{a.newVec(), a.newVec()}, t: a.newVec()}
-	s.setSteps()
-	return s
-}
-
-// setSteps sets the registers of the constants and of their steps.
-func (s *scaled) setSteps() {
-	a := s.a
 	s.coef, s.step, s.factors, s.factorsStep = a.newReg(), a.newArg("coefStep"), a.newReg(), a.newArg("factorStep")
 	a.shiftLeft(s.step, floatShift)
 	a.shiftLeft(s.factorsStep, floatShift+1)
+	return s
 }
 
 func (s *scaled) rowBegins() {
 	s.a.arg(s.coef, "coef")
 	s.a.arg(s.factors, "factors")
+}
+
+func (s *scaled) ofRow(behind reg) {
+	s.a.addReg(s.coef, behind)
+	s.a.addReg(s.factors, behind)
 }
 
 func (s *scaled) advance() {
@@ -642,7 +650,7 @@ func (s *scaled) affine(z vec, x mem, tail bool) {
 func scale(a *asm, v variant) {
 	s, z, t := newScaled(a), a.newVec(), a.newVec()
 	ahead := a.newArg("fetch")
-	inProducts(a, a.newReg(), s.coef, [][2]string{scaledInput, scaledOutput}, s.rowBegins, s.advance, func(at []mem, tail bool) {
+	inProducts(a, a.newReg(), s.coef, [][2]string{scaledInput, scaledOutput}, s.rowBegins, s.advance, s.ofRow, func(at []mem, tail bool) {
 		if !tail {
 			a.prefetch(mem{base: at[0].base, index: ahead, scale: 1})
 		}
@@ -672,6 +680,9 @@ type in64 struct {
 	d64, g  pair
 	slope   *pair // with a residual, which has the slopes
 	gate    bool  // with ReLU
+	// keepTail says that x-m is 0 behind a tail. The kernel adds nothing there then, whatever the
+	// mean is.
+	keepTail bool
 }
 
 func newIn64(a *asm, v variant) *in64 {
@@ -702,6 +713,9 @@ func (k *in64) widened(dst pair, m mem, tail bool) {
 func (k *in64) operands(x, dy, slopes mem, s, l func(o op, dst, x vec, half int), tail bool) {
 	a := k.a
 	a.addMem(k.d, k.n, x, k.t, tail)
+	if tail && k.keepTail {
+		a.keepTail(k.d)
+	}
 	a.widen(k.d64, k.d)
 	k.widened(k.g, dy, tail)
 	if k.slope != nil {
@@ -720,9 +734,11 @@ func (k *in64) operands(x, dy, slopes mem, s, l func(o op, dst, x vec, half int)
 }
 
 // gradSums64 adds g to the first of its sums, and g*(x-m) to the second. It goes from column to
-// column, so that constants and sums stay in registers.
+// column, so that constants and sums stay in registers. A column has some rows of whole vectors,
+// and then some of a tail.
 func gradSums64(a *asm, v variant) {
 	k := newIn64(a, v)
+	k.keepTail = true
 	columns := a.newReg()
 	a.arg(columns, "n")
 	a.andImm(columns, lanes-1)
@@ -747,22 +763,12 @@ func gradSums64(a *asm, v variant) {
 	held := func(of *pair) func(o op, dst, x vec, half int) {
 		return func(o op, dst, x vec, half int) { a.op(o, dst, x, of[half]) }
 	}
-	column := func(tail bool) {
-		row := a.newLabel("row")
-		a.load(k.n, k.field(field64N, 0))
-		for h := range p {
-			a.load(p[h], mem{base: sums, off: h * vecBytes})
-			a.load(r[h], mem{base: sums, off: (2 + h) * vecBytes})
-			if k.gate {
-				a.load(s[h], k.field(field64S, h))
-				a.load(l[h], k.field(field64L, h))
-			}
-		}
-		for _, t := range tensors {
-			a.arg(t.now, t.name)
-			a.addReg(t.now, at)
-		}
-		a.arg(rows, "rows")
+	column := a.newLabel("column")
+	vectors := func(count string, tail bool) {
+		row, end := a.newLabel("row"), a.newLabel("end")
+		a.arg(rows, count)
+		a.subImm(rows, 1)
+		a.branch(ifLess, end)
 		a.label(row)
 		if !tail {
 			a.prefetch(mem{base: tensors[0].now, index: ahead, scale: 1})
@@ -778,32 +784,43 @@ func gradSums64(a *asm, v variant) {
 			a.addReg(t.now, t.stride)
 		}
 		a.subImm(rows, 1)
-		a.branch(ifNotZero, row)
-		for h := range p {
-			a.store(p[h], mem{base: sums, off: h * vecBytes})
-			a.store(r[h], mem{base: sums, off: (2 + h) * vecBytes})
-		}
+		a.branch(ifNotLess, row)
+		a.label(end)
 	}
-	next, tail, done := a.newLabel("column"), a.newLabel("tail"), a.newLabel("done")
 	a.arg(k.records, "records")
 	a.arg(sums, "sums")
 	a.set(at, 0)
 	a.arg(columns, "n")
 	a.subImm(columns, lanes)
-	a.branch(ifLess, tail)
-	a.label(next)
-	column(false)
-	a.addImm(at, vecBytes)
-	a.addImm(sums, 4*vecBytes)
-	a.arg(rows, "recordStep")
-	a.addReg(k.records, rows)
+	a.label(column)
+	a.load(k.n, k.field(field64N, 0))
+	for h := range p {
+		a.load(p[h], mem{base: sums, off: h * vecBytes})
+		a.load(r[h], mem{base: sums, off: (2 + h) * vecBytes})
+		if k.gate {
+			a.load(s[h], k.field(field64S, h))
+			a.load(l[h], k.field(field64L, h))
+		}
+	}
+	for _, t := range tensors {
+		a.arg(t.now, t.name)
+		a.addReg(t.now, at)
+	}
+	vectors("rows", false)
+	vectors("tails", true)
+	for h := range p {
+		a.store(p[h], mem{base: sums, off: h * vecBytes})
+		a.store(r[h], mem{base: sums, off: (2 + h) * vecBytes})
+	}
+	for _, step := range []struct {
+		field string
+		of    reg
+	}{{"columnStep", at}, {"sumStep", sums}, {"recordStep", k.records}} {
+		a.arg(rows, step.field)
+		a.addReg(step.of, rows)
+	}
 	a.subImm(columns, lanes)
-	a.branch(ifNotLess, next)
-	a.label(tail)
-	a.andImm(columns, lanes-1)
-	a.branch(ifZero, done)
-	column(true)
-	a.label(done)
+	a.branch(ifNotLess, column)
 }
 
 // inputGrad64 computes y = float32(((g-k1) - (x-m)*k2)*a).
@@ -820,7 +837,8 @@ func inputGrad64(a *asm, v variant) {
 	k1, k2, scale := inMemory(field64K1), inMemory(field64K2), inMemory(field64A)
 	values, t := a.newReg(), k.records
 	begins, advance := func() { a.arg(k.records, "records") }, func() { a.addReg(k.records, step) }
-	inProducts(a, values, t, append(tensors, scaledOutput), begins, advance, func(at []mem, tail bool) {
+	ofRow := func(behind reg) { a.addReg(k.records, behind) }
+	inProducts(a, values, t, append(tensors, scaledOutput), begins, advance, ofRow, func(at []mem, tail bool) {
 		a.load(k.n, k.field(field64N, 0))
 		k.operands(at[0], at[1], at[len(at)-2], inMemory(field64S), inMemory(field64L), tail)
 		for h, g := range k.g {
@@ -837,11 +855,12 @@ func inputGrad64(a *asm, v variant) {
 
 // chosen computes y = x where the mask of a column is all ones, and dy where it is 0.
 func chosen(a *asm, _ variant) {
-	s := &scaled{a: a}
-	s.setSteps()
+	coef, step := a.newReg(), a.newArg("coefStep")
+	a.shiftLeft(step, floatShift)
 	x, dy, mask := a.newVec(), a.newVec(), a.newVec()
-	inProducts(a, a.newReg(), s.coef, [][2]string{scaledInput, scaledDY, scaledOutput}, s.rowBegins, s.advance, func(at []mem, tail bool) {
-		a.load(mask, s.constant(0))
+	begins, advance := func() { a.arg(coef, "coef") }, func() { a.addReg(coef, step) }
+	inProducts(a, a.newReg(), coef, [][2]string{scaledInput, scaledDY, scaledOutput}, begins, advance, nil, func(at []mem, tail bool) {
+		a.load(mask, mem{base: coef})
 		a.read(x, at[0], tail)
 		a.read(dy, at[1], tail)
 		a.op(opAnd, x, x, mask)
@@ -857,7 +876,7 @@ func times(a *asm, _ variant) {
 	t := a.newReg()
 	a.argAddr(t, "factor")
 	a.broadcast64(factor, mem{base: t})
-	inProducts(a, t, a.newReg(), [][2]string{scaledInput, scaledOutput}, func() {}, func() {}, func(at []mem, tail bool) {
+	inProducts(a, t, a.newReg(), [][2]string{scaledInput, scaledOutput}, func() {}, func() {}, nil, func(at []mem, tail bool) {
 		if tail {
 			a.loadTail(d, at[0])
 			a.widen(d64, d)
