@@ -3,6 +3,7 @@ package batchnorm
 import (
 	"fmt"
 	"math"
+	"slices"
 	"testing"
 
 	"github.com/fusedbn/batchnorm/internal/gen"
@@ -242,7 +243,9 @@ func TestTinyDecision(t *testing.T) {
 		{"the others are NaN", 1e-39, nan, false},
 		{"one is infinite", -inf, 1e-39, false},
 	}
-	forEachTinyShape(t, func(t *testing.T, p *Plan, mask *Mask, n int) {
+	shapes := []Shape{{Outer: 3, Channels: 4, Inner: 50}, {Outer: 100, Channels: 6, Inner: 1}, {Outer: 5, Channels: 1003, Inner: 1},
+		{Outer: 9, Channels: 37, Inner: 3}, {Outer: 1, Channels: 13, Inner: 7}, {Outer: 1, Channels: 11, Inner: 2}, {Outer: 6, Channels: 29, Inner: 1}}
+	forEachTinyShape(t, shapes, func(t *testing.T, p *Plan, mask *Mask, n int) {
 		s := p.shape
 		for shift := range 2 * len(cases) { // from all channels of one kind to all in turn
 			values := make([]float32, s.Len())
@@ -251,6 +254,12 @@ func TestTinyDecision(t *testing.T) {
 			}
 			w := p.acquire(mask, n, false)
 			at, next := w.sampledValues()
+			w.behind.known = false
+			for _, b := range w.valuesBehind() { // they decide where the sample has zeros only
+				for i := 0; i < b.n*s.Channels; i++ {
+					values[b.first+i/s.Channels*b.step+i%s.Channels*next] = 0
+				}
+			}
 			kind := func(c int) int {
 				if shift < len(cases) {
 					return shift
@@ -297,11 +306,129 @@ func TestTinyDecision(t *testing.T) {
 	})
 }
 
+// TestTinyBehindZeros: where all four sampled values of a channel are 0, those behind them decide, and no
+// others do.
+func TestTinyBehindZeros(t *testing.T) {
+	inf, nan := float32(math.Inf(1)), float32(math.NaN())
+	type values struct {
+		name                string
+		sample              float32 // all four
+		first, middle, last float32 // of the values behind; all others are 0
+		tiny                bool
+	}
+	cases := []values{
+		{"zeros", 0, 0, 0, 0, false},
+		{"negative zeros", 0, negativeZero, negativeZero, 0, false},
+		{"the first is subnormal", negativeZero, 1e-39, 0, 0, true},
+		{"one is subnormal", 0, 0, -1e-39, 0, true},
+		{"the last is subnormal", 0, 0, 0, 1e-39, true},
+		{"the last is the largest tiny number", 0, 0, 0x1p-149, tinyMost, true},
+		{"the last is a little more", 0, 1e-39, 0, tinyMost * 1.0001, false},
+		{"the first is usual", 0, 1, 0, 1e-39, false},
+		{"one is usual", 0, 0, -1, 1e-39, false},
+		{"the last is NaN", 0, 1e-39, 0, nan, false},
+		{"the first is infinite", 0, -inf, 1e-39, 0, false},
+		{"the sample is usual", 1, 1e-39, 0, 1e-39, false},
+		{"the sample is subnormal", 1e-39, 1, 1, 1, true},
+	}
+	shapes := []Shape{{Outer: 8, Channels: 5, Inner: 100}, {Outer: 1, Channels: 3, Inner: 30000}, {Outer: 900, Channels: 20, Inner: 1},
+		{Outer: 300, Channels: 301, Inner: 1}, {Outer: 400, Channels: 11, Inner: 3}, {Outer: 130, Channels: 9, Inner: 8}}
+	forEachTinyShape(t, shapes, func(t *testing.T, p *Plan, mask *Mask, n int) {
+		s := p.shape
+		step := 1
+		if mask.Valid == nil && s.Inner < lanes {
+			step = s.Inner
+		}
+		each := min(64, n/step/128)
+		if each == 0 {
+			t.Fatal("no values decide")
+		}
+		for shift := range 2 * len(cases) {
+			if mask.Valid != nil { // another one for each call
+				last := len(mask.Valid) - 1
+				mask.Valid = slices.Concat(mask.Valid[last:], mask.Valid[:last])
+			}
+			var valid []int // positions
+			for i := range s.PerChannel() {
+				if mask.Valid == nil || mask.Valid[i] {
+					valid = append(valid, i)
+				}
+			}
+			kind := func(c int) *values {
+				if shift < len(cases) {
+					return &cases[shift]
+				}
+				return &cases[(shift+c*c/5)%len(cases)]
+			}
+			x := make([]float32, s.Len())
+			for i := range x { // of padding, or not looked at
+				x[i] = []float32{7, 1e-39}[i%2]
+			}
+			for c := range s.Channels {
+				for k := range 4 {
+					first := k * n / 4 / step * step
+					for j := range each + 1 {
+						v := float32(0)
+						switch {
+						case j == 0:
+							v = kind(c).sample
+						case j == 1 && k == 0:
+							v = kind(c).first
+						case j == each && k == 3:
+							v = kind(c).last
+						case j == each && k == 1:
+							v = kind(c).middle
+						}
+						x[s.index(valid[first+j*step], c)] = v
+					}
+				}
+			}
+			w := p.acquire(mask, n, false)
+			w.backward = true
+			w.apply.x, w.apply.dy = x, x
+			w.sample(bothPhases)
+			for c := range s.Channels {
+				if tiny := w.tinyOf(c); tiny != 0 != kind(c).tiny {
+					t.Errorf("%s: channel %d: tiny numbers are %b, want some: %t", kind(c).name, c, tiny, kind(c).tiny)
+				}
+			}
+			p.release(w)
+		}
+	})
+}
+
+// TestNoAssistsAmongZeros counts the products that take a microcode assist where most gradients are 0, and
+// the others are subnormal.
+func TestNoAssistsAmongZeros(t *testing.T) {
+	for _, s := range []Shape{{Outer: 6, Channels: 24, Inner: 400}, {Outer: 2400, Channels: 24, Inner: 1}} {
+		for _, act := range []Activation{Identity, ReLU} {
+			t.Run(fmt.Sprintf("%v/%v", s, act), func(t *testing.T) {
+				x, dy := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(2, s.Len(), -1, 1)
+				gamma, beta := gen.Uniform(3, s.Channels, 0.5, 1.5), gen.Uniform(4, s.Channels, -1, 1)
+				for i, v := range dy {
+					if dy[i] = 0; v > 0.8 {
+						dy[i] = float32(float64(v) * 1e-38)
+					}
+				}
+				slow, all := 0, 0
+				inspected = func(kernel int, l layout, act Activation, a kernelArgs) {
+					n, of := assistsOf(kernel, l, act, &a)
+					slow, all = slow+n, all+of
+				}
+				defer func() { inspected = nil }()
+				everyMode(t, s, act, x, dy, gamma, beta)
+				if slow > all/100 {
+					t.Errorf("%d of %d values take an assist", slow, all)
+				}
+			})
+		}
+	}
+}
+
 // forEachTinyShape calls do for plans of shapes whose channels are adjacent, a few values
 // apart or more, with every path, and with and without a mask.
-func forEachTinyShape(t *testing.T, do func(t *testing.T, p *Plan, mask *Mask, n int)) {
-	for _, s := range []Shape{{Outer: 3, Channels: 4, Inner: 50}, {Outer: 100, Channels: 6, Inner: 1}, {Outer: 5, Channels: 1003, Inner: 1},
-		{Outer: 9, Channels: 37, Inner: 3}, {Outer: 1, Channels: 13, Inner: 7}, {Outer: 1, Channels: 11, Inner: 2}, {Outer: 6, Channels: 29, Inner: 1}} {
+func forEachTinyShape(t *testing.T, shapes []Shape, do func(t *testing.T, p *Plan, mask *Mask, n int)) {
+	for _, s := range shapes {
 		for _, path := range Paths() {
 			for _, masked := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%v/%v/%t", s, path, masked), func(t *testing.T) {

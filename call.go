@@ -82,6 +82,7 @@ type workspace struct {
 	act      *actCode
 	gathered source
 	looks    channelArgs // of channelTiny: clearing so many fields takes longer than the kernel
+	behind   behind
 
 	rowScratch   quota[*rowScratch]
 	buffers      quota[*buffers]

@@ -14,8 +14,8 @@ import (
 // leaves, block by block of values that stay in a cache. z is rounded to float32, and so has the
 // bits of a float32 product unless its factor is tiny.
 //
-// Constants are known to be tiny. Four values of a channel decide on the others, so that the
-// decision is the same on every path and for any number of workers.
+// Constants are known to be tiny. Four values of a channel decide on the others, or more if these are 0
+// (sparse.go), so that the decision is the same on every path and for any number of workers.
 
 // tinyMost is the largest magnitude of a tiny number. Products of larger ones are
 // seldom subnormal.
@@ -40,7 +40,7 @@ func (w *workspace) sample(do phases) {
 	if w.sampled || w.geo.outer*w.geo.inner == 0 {
 		return
 	}
-	w.sampled = true
+	w.sampled, w.behind.known = true, false
 	at, next := w.sampledValues()
 	if w.backward {
 		w.findTiny(w.apply.dy, tinyGradients, false, at, next)
@@ -87,6 +87,7 @@ func (w *workspace) findTiny(values []float32, kind byte, large bool, at *[tinyS
 	if v := w.plan.path.whole((channels-1)*next + 1); next < lanes && v > 0 {
 		c = ceilDiv(v, next)
 		w.findTinyAside(values, kind, at, next, v)
+		w.findTinyBehind(values, kind, at, next, c)
 	}
 	usual := uint32(infinityBits<<1 - tinyBits - 1) // the number of magnitudes
 	if large {
@@ -94,9 +95,14 @@ func (w *workspace) findTiny(values []float32, kind byte, large bool, at *[tinyS
 	}
 	for i := at[0] + c*next; c < channels; c, i = c+1, i+next {
 		if first := magnitudeBits(values[i]); first-tinyBits-1 >= usual { // or the channel is usual
-			if most := largestAt(values, at, c*next); first > tinyBits {
+			most := largestAt(values, at, c*next)
+			switch {
+			case first > tinyBits:
 				w.lookLarge(c, most)
-			} else if kind != 0 {
+			case kind == 0:
+			case most == 0:
+				w.look(c, kind, w.largestBehind(values, c*next))
+			default:
 				w.look(c, kind, most)
 			}
 		}
