@@ -23,7 +23,6 @@ type constants struct {
 	scalesX, scalesG, scalesZ bool // a factor is not 1
 	smallZ                    bool // a product for z is taken in float64
 
-	slopes factorList // of tiny.go, as factors
 	// Constants of z of channels in rows, in all lanes, for kernels in cols. Both lists have rowBytes for
 	// each.
 	rowRecords [rowsTogether * rowBytes / 4]float32

@@ -269,7 +269,8 @@ func (w *workspace) columnsAlike(kinds []byte, j, end, unit int) (kind byte, nex
 
 // Values and records that stand for absent operands of a kernel. With asItIs a kernel
 // changes nothing, not even the sign of a zero. With asZero it makes a zero of x, which
-// must be finite.
+// must be finite. With asSum kernelInputGrad adds x and res to z, and takes no product with a tiny g.
+// With asProduct kernelInputGrad64 multiplies dy by res, if x is 0.
 var (
 	minusZeros   = repeated(negativeZero)
 	plusOnes     = repeated(1)
@@ -277,6 +278,8 @@ var (
 	once         = sameFactor(1)
 	asItIs       = []float32{fieldN: negativeZero, fieldA: 1, fieldB: negativeZero, fieldK1: 0, fieldK2: 0}
 	asZero       = []float32{fieldN: negativeZero, fieldA: 0, fieldB: negativeZero, fieldK1: 0, fieldK2: 0}
+	asSum        = []float32{fieldN: negativeZero, fieldA: 1, fieldB: negativeZero, fieldK1: 1, fieldK2: 0}
+	asProduct    = []record64{{a: sameLanes(1.0), n: sameLanes(negativeZero)}}
 	columnAsItIs = inAllLanes(asItIs)
 )
 
@@ -533,21 +536,28 @@ func (w *workspace) setRows(k *constants, coef []float32, c, n int, dx bool) {
 
 // ---- gradients and outputs
 
-// preActivations sets z of a block, with the bits that a kernel computes, and returns it.
+// preActivations sets z of a block, but for the residual, with the bits that a kernel computes, and
+// returns it.
 func (w *workspace) preActivations(buf *buffers, coef []float32, b *block) []float32 {
 	z := buf.scaled[:]
 	w.affineProducts(&buf.constants, Identity, &kernelArgs{x: b.x, y: z, stride: b.step(), strideY: b.n, fetch: b.fetch}, coef, b.factorsOfZ(buf), b)
-	if b.res != nil {
-		res := w.packed(buf.res[:], b.res, b)
-		w.alike(kernelNormalize, Identity, &kernelArgs{x: res, res: z, y: z, coef: asItIs}, b.len())
-	}
 	return z
+}
+
+// ofGradient returns the operands by which kernelInputGrad computes z of a block, and stores g in dres.
+// dx is not used: no product for it takes an assist.
+func (w *workspace) ofGradient(buf *buffers, coef []float32, b *block, dres []float32) kernelArgs {
+	z := w.preActivations(buf, coef, b)
+	if b.res != nil {
+		return kernelArgs{x: w.packed(buf.res[:], b.res, b), res: z, y: z, dres: dres, coef: asSum}
+	}
+	return kernelArgs{x: minusZeros, res: z, y: z, dres: dres, coef: asZero}
 }
 
 // gated returns g of ReLU: dy where z is above 0, and 0 elsewhere.
 func (w *workspace) gated(buf *buffers, coef []float32, b *block) []float32 {
-	z := w.preActivations(buf, coef, b)
-	k := kernelArgs{x: minusZeros, dy: w.packed(buf.dy[:], b.dy, b), res: z, y: z, dres: buf.g[:], coef: asZero} // dx is not used
+	k := w.ofGradient(buf, coef, b, buf.g[:])
+	k.dy = w.packed(buf.dy[:], b.dy, b)
 	w.alike(kernelInputGrad, ReLU, &k, b.len())
 	return buf.g[:]
 }
@@ -563,8 +573,8 @@ func (w *workspace) slopes(act Activation, buf *buffers, coef []float32, b *bloc
 		w.elementwise(kernelInputGrad, act, &k, b)
 		return to
 	}
-	z := w.preActivations(buf, coef, b)
-	k := kernelArgs{x: minusZeros, dy: plusOnes, res: z, y: z, dres: to, coef: asZero} // dx is not used
+	k := w.ofGradient(buf, coef, b, to)
+	k.dy = plusOnes
 	w.alike(kernelInputGrad, act, &k, b.len())
 	return to
 }
@@ -596,15 +606,9 @@ func (w *workspace) gradientsOf(act Activation, buf *buffers, coef []float32, b 
 	if slopes == nil {
 		slopes = w.slopes(act, buf, coef, b)
 	}
-	dy, factors := w.packed(buf.dy[:], b.dy, b), &buf.constants.slopes
-	for i, n := 0, b.len(); i < n; i += mostSpan {
-		m := min(mostSpan, n-i)
-		for j, v := range slopes[i : i+m] {
-			factors[j] = float64(v)
-		}
-		k := kernelArgs{x: dy[i:], y: g[i:], coef: columnAsItIs[:], factors: factors[:], factorStep: lanes, rows: 1, n: m, stride: m, strideY: m}
-		w.plan.path.run(kernelScale, cols, Identity, &k)
-	}
+	n := b.len()
+	k := kernelArgs{x: zeros, dy: w.packed(buf.dy[:], b.dy, b), res: slopes, y: g, records: asProduct, rows: 1, n: n}
+	w.plan.path.run(kernelInputGrad64, cols, Identity, &k)
 	return g
 }
 
@@ -676,7 +680,12 @@ func (w *workspace) writeTinyDX(act Activation, buf *buffers, coef []float32, b 
 		copy(g[:b.len()], w.gradientsOf(act, buf, coef, b))
 	}
 	k := kernelArgs{y: b.y, strideY: b.stepOut()}
-	act64 := w.operands64(&k, act, buf, coef, b)
+	var act64 Activation
+	if b.dres != nil && act.variant() == actInline { // g has no product
+		k.x, k.dy, k.rows, k.stride, k.strideDY = b.x, g, b.rows, b.step(), b.n
+	} else {
+		act64 = w.operands64(&k, act, buf, coef, b)
+	}
 	if w.geo.layout == rows {
 		k.n, k.records = b.n, buf.constants.records64[:]
 		k.stream = w.streams(&k)
