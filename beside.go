@@ -128,6 +128,9 @@ const besideValues = 32 << 10
 
 // ---- sums
 
+// besideColumns is how many columns are summed by one way before the other.
+const besideColumns = bufferLen / quadSize
+
 // fetchRows is how many rows ahead the sums of columns prefetch memory.
 const fetchRows = 8
 
@@ -143,17 +146,20 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 	defer w.buffers.give(buf)
 	if columns == n && noneMixed(spans) {
 		for _, s := range spans {
-			w.sumSpan64(buf, sums, s.clip(c, c+n), c, r0, r1, nil)
+			s = s.clip(c, c+n)
+			clear(s.sums64(buf, s.first))
+			w.sumSpan64(buf, s, s.first, r0, r1, nil)
+			w.addSpan64(buf, sums, s, s.first, c)
 		}
 		return
 	}
-	const most = bufferLen / quadSize
 	for j, end := c, 0; j < c+n; j = end {
-		end = min(j+most, c+n)
+		end = min(j+besideColumns, c+n)
 		if spans, columns = t.within(j, end); columns == 0 {
 			w.sumColumnsOf(sums, w.coef, j, j-c, r0, r1, end-j)
 			continue
 		}
+		clear(buf.sums64[:2*roundUp(end-j, lanes)])
 		height := rowsOf(besideValues, end-j)
 		var held []float32
 		if w.sums.dres != nil { // the kernel in float32 stores g in all columns
@@ -167,7 +173,7 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 			at := 0
 			for _, s := range spans {
 				s = s.clip(j, end)
-				w.sumSpan64(buf, sums, s, c, r, next, from(held, at))
+				w.sumSpan64(buf, s, j, r, next, from(held, at))
 				at += s.len() * (next - r)
 			}
 			if held == nil {
@@ -183,17 +189,23 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 			}
 		}
 		for _, s := range spans {
-			w.dropTiny(sums, s.clip(j, end), c)
+			s = s.clip(j, end)
+			w.addSpan64(buf, sums, s, j, c)
+			w.dropTiny(sums, s, c)
 		}
 	}
 }
 
-// sumSpan64 adds the sums of the rows r0 to r1-1 of the columns of a span where something is tiny.
-// The sums begin with column c. If held is not nil, it gets the slopes, or dy: all rows go there at once.
-func (w *workspace) sumSpan64(buf *buffers, sums *columnSums, s tinySpan, c, r0, r1 int, held []float32) {
+// sums64 returns the sums in float64 of the columns of a span, where those of a buffer begin with column j.
+func (s tinySpan) sums64(buf *buffers, j int) []float64 {
+	return buf.sums64[2*(s.first-j):][:2*roundUp(s.len(), lanes)]
+}
+
+// sumSpan64 adds the rows r0 to r1-1 of the columns of a span to the sums of a buffer, which begin with
+// column j. If held is not nil, it gets the slopes, or dy: all rows go there at once.
+func (w *workspace) sumSpan64(buf *buffers, s tinySpan, j, r0, r1 int, held []float32) {
 	n, t := s.len(), &w.tinyColumns
-	all := buf.sums64[:2*roundUp(n, lanes)]
-	clear(all)
+	all := s.sums64(buf, j)
 	most := rowsOf(bufferLen, n)
 	for r := r0; r < r1; r += most {
 		i, height := r*w.geo.width+s.first, min(most, r1-r)
@@ -216,7 +228,14 @@ func (w *workspace) sumSpan64(buf *buffers, sums *columnSums, s tinySpan, c, r0,
 			w.times(held, b.dy, 1, b.rows, n, b.step())
 		}
 	}
-	i, first := 0, s.first-c
+}
+
+// addSpan64 adds the sums of a window, of the columns of a span where something is tiny, to the totals,
+// which begin with column c. They are added once in a window, whatever rows are summed at a time, so
+// that neither other columns nor the columns of a task change a bit. Those of the buffer begin with column j.
+func (w *workspace) addSpan64(buf *buffers, sums *columnSums, s tinySpan, j, c int) {
+	all, t := s.sums64(buf, j), &w.tinyColumns
+	i, n, first := 0, s.len(), s.first-c
 	for ; !s.mixed && i+lanes <= n; i += lanes {
 		from := (*[sumLen]float64)(all[2*i:])
 		a, b := (*[lanes]float64)(sums.a[first+i:]), (*[lanes]float64)(sums.b[first+i:])

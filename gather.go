@@ -39,7 +39,7 @@ type buffers struct {
 	y, dres    [bufferLen]float32
 	scaled, g  [bufferLen]float32
 	sums       [sumLen]float64
-	sums64     [2 * mostSpan]float64
+	sums64     [2 * besideColumns]float64
 	inWindow   windowSums // of columns, in float64
 	constants  constants
 	list       columnList

@@ -489,3 +489,63 @@ func TestBesideStreamed(t *testing.T) {
 		}
 	}
 }
+
+// TestTinySumsOfManyColumns: the sums of columns with tiny gradients have the bits that they have
+// alone: beside usual columns, in many rows of many columns, and for any number of workers. The
+// gradients are tiny in the sample alone, and cancel, so that dgamma and dx show the last digits of sums.
+func TestTinySumsOfManyColumns(t *testing.T) {
+	t.Parallel()
+	for _, s := range []batchnorm.Shape{{Outer: 256, Channels: 520, Inner: 1}, {Outer: 256, Channels: 128, Inner: 1},
+		{Outer: 140, Channels: 300, Inner: 2}} {
+		x, dy, row := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(2, s.Len(), -1, 1), s.Channels*s.Inner
+		sampled := batchnorm.Sampled(s)
+		for i := range dy {
+			o, last := i/row, s.Outer-1-i/row
+			if o >= last {
+				break
+			}
+			position := func(o int) int { return o*s.Inner + i%s.Inner }
+			if slices.Contains(sampled[:], position(o)) || slices.Contains(sampled[:], position(last)) {
+				dy[i] *= 1e-38
+			}
+			x[i+(last-o)*row], dy[i+(last-o)*row] = x[i], -dy[i]
+		}
+		some := slices.Clone(dy) // every other channel is usual
+		for i, v := range gen.Uniform(3, s.Len(), 1, 2) {
+			if channelOf(s, i)%2 == 1 {
+				some[i] = v
+			}
+		}
+		for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.SiLU} {
+			type result struct {
+				g, gd      []float64
+				dx, dgamma []float32
+			}
+			run := func(dy []float32, c config) result {
+				p := newPlan(t, s, append(c.options(), batchnorm.WithActivation(act))...)
+				mean, invstd := slices.Repeat([]float64{0.3}, s.Channels), slices.Repeat([]float64{1}, s.Channels)
+				r := result{make([]float64, s.Channels), make([]float64, s.Channels), make([]float32, s.Len()), make([]float32, s.Channels)}
+				noError(t, p.GradSums(batchnorm.GradSumsArgs{X: x, DY: dy, Mean: mean, InvStd: invstd, Sums: &batchnorm.GradSums{G: r.g, GD: r.gd}}))
+				noError(t, p.Backward(batchnorm.BackwardArgs{X: x, DY: dy, Mean: mean, InvStd: invstd, DX: r.dx, DGamma: r.dgamma}))
+				return r
+			}
+			want := run(dy, config{path: batchnorm.PathGeneric, workers: 1})
+			for _, way := range configs() {
+				for _, grad := range [][]float32{dy, some} {
+					got := run(grad, way)
+					for c := 0; c < s.Channels; c += 2 {
+						if got.g[c] != want.g[c] || got.gd[c] != want.gd[c] || !sameBits(got.dgamma[c], want.dgamma[c]) {
+							t.Fatalf("%v, %v, %v: the sums of channel %d are %g and %g, dgamma is %g, want %g, %g and %g",
+								s, act, way, c, got.g[c], got.gd[c], got.dgamma[c], want.g[c], want.gd[c], want.dgamma[c])
+						}
+					}
+					for i, v := range got.dx {
+						if c := channelOf(s, i); c%2 == 0 && !sameBits(v, want.dx[i]) {
+							t.Fatalf("%v, %v, %v: dx[%d] is %g, want %g", s, act, way, i, v, want.dx[i])
+						}
+					}
+				}
+			}
+		}
+	}
+}

@@ -488,6 +488,10 @@ var mutations = []mutation{
 		old: "		if w.apply.stream { // no", new: "		if true { // no"},
 	{name: "beside: a part of a span has the constants of its start", file: "beside.go", pkg: ".", tests: "TestTinyChannelsBeside|TestKinds",
 		old: "	return tinySpan{max(s.first, j), min(s.end, end), s.mixed}\n", new: "	return tinySpan{s.first, min(s.end, end), s.mixed}\n"},
+	{name: "beside: totals get sums for each few rows", file: "beside.go", pkg: ".", tests: "TestTinySumsOfManyColumns",
+		old: "			at := 0\n			for _, s := range spans {\n				s = s.clip(j, end)\n				w.sumSpan64(buf, s, j, r, next, from(held, at))\n",
+		new: "			at := 0\n			for _, s := range spans {\n				s = s.clip(j, end)\n				w.addSpan64(buf, sums, s, j, c)\n" +
+			"				clear(s.sums64(buf, j))\n				w.sumSpan64(buf, s, j, r, next, from(held, at))\n"},
 	{name: "beside: products of tiny columns are taken in float32", file: "beside.go", pkg: ".", tests: "TestNoAssists",
 		old: "fieldN*lanes+j%lanes] = float32(math.NaN())\n", new: "fieldN*lanes+j%lanes] += 0\n"},
 	{name: "tiny: the float32 sums of tiny columns count", file: "beside.go", pkg: ".", tests: "TestTinyChannelsBeside",
