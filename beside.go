@@ -22,7 +22,8 @@ type tinyColumns struct {
 	others  []float32  // the records of all columns for the kernels in float32
 }
 
-// tinySpan is some adjacent columns, in whole vectors, of which each vector has a tiny one.
+// tinySpan is some adjacent columns, in whole vectors, of which each vector has a tiny one, or in a
+// forward pass each cache line.
 type tinySpan struct {
 	first, end int
 	mixed      bool // other columns lie between
@@ -31,11 +32,14 @@ type tinySpan struct {
 // setTinyColumns finds the columns whose channels are of a kind, and sets their constants.
 // Those of dx are known with the sums.
 func (w *workspace) setTinyColumns(kinds []byte) {
-	t, width := &w.tinyColumns, w.geo.width
+	t, width, unit := &w.tinyColumns, w.geo.width, lanes
+	if !w.backward { // so that non-temporal stores write whole lines
+		unit = lineLen
+	}
 	t.spans, t.all = t.spans[:0], true
 	for j, end := 0, 0; j < width; j = end {
 		var kind byte
-		kind, end = w.columnsAlike(kinds, j, width, lanes)
+		kind, end = w.columnsAlike(kinds, j, width, unit)
 		s := tinySpan{j, end, kind&(mixedKinds|wideOutputs) != 0}
 		if kind&^(mixedKinds|wideOutputs) != 0 {
 			t.spans = append(t.spans, s)
@@ -306,6 +310,10 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 		if w.apply.stream { // no output is an input, which is in a cache afterwards
 			w.writePanel(t.others, first, c, height, n, stride)
 			each(func(b, held *block, s tinySpan) {
+				if !w.backward { // both ways have the same bits
+					w.writeTiny(buf, w.coef[s.first*coefLen:], b)
+					return
+				}
 				w.writeTiny(buf, w.coef[s.first*coefLen:], held)
 				w.putBack(b, held, s)
 			})

@@ -486,6 +486,8 @@ var mutations = []mutation{
 		old: "height := rowsOf(besideValues, end-j)\n", new: "height := rowsOf(besideValues, end-j) + 1\n"},
 	{name: "beside: outputs over inputs come first", file: "beside.go", pkg: ".", tests: "TestTinyChannelsBeside|TestAliases",
 		old: "		if w.apply.stream { // no", new: "		if true { // no"},
+	{name: "beside: outputs in place are taken for streamed ones", file: "beside.go", pkg: ".", tests: "TestBesideStreamed|TestTinyChannelsBeside",
+		old: "	each(w.putBack)\n", new: "	each(func(b, held *block, s tinySpan) {})\n"},
 	{name: "beside: a part of a span has the constants of its start", file: "beside.go", pkg: ".", tests: "TestTinyChannelsBeside|TestKinds",
 		old: "	return tinySpan{max(s.first, j), min(s.end, end), s.mixed}\n", new: "	return tinySpan{s.first, min(s.end, end), s.mixed}\n"},
 	{name: "beside: totals get sums for each few rows", file: "beside.go", pkg: ".", tests: "TestTinySumsOfManyColumns",
