@@ -3,10 +3,12 @@ package batchnorm_test
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/fusedbn/batchnorm"
 	"github.com/fusedbn/batchnorm/internal/gen"
+	"github.com/fusedbn/batchnorm/internal/kinds"
 )
 
 // TestNoAllocations counts the allocations of calls, once the plan is made.
@@ -179,5 +181,51 @@ func TestNoAllocationsInModes(t *testing.T) {
 		expectNoAllocations(t, 2, "MergeMoments", func() error { return batchnorm.MergeMoments(&moments[0], moments) })
 		sums := []batchnorm.GradSums{{Count: 1, G: make([]float64, 3), GD: make([]float64, 3)}, {Count: 2, G: make([]float64, 3), GD: make([]float64, 3)}}
 		expectNoAllocations(t, 2, "MergeGradSums", func() error { return batchnorm.MergeGradSums(&sums[0], sums) })
+	}
+}
+
+// TestNoAllocationsOfKinds: data of any kind, one after another on the same plan, allocate nothing
+// after the first call of each.
+func TestNoAllocationsOfKinds(t *testing.T) {
+	if raceBuild {
+		t.Skip("the race detector allocates")
+	}
+	ways := map[string][]batchnorm.Option{
+		"relu":      {batchnorm.WithActivation(batchnorm.ReLU)},
+		"pipelined": {batchnorm.WithExtremeSchedule(false)},
+		"flat":      {batchnorm.WithActivation(batchnorm.SiLU), batchnorm.WithExtremeSchedule(true)},
+	}
+	for _, s := range []batchnorm.Shape{{Outer: 140, Channels: 70, Inner: 1}, {Outer: 20, Channels: 520, Inner: 1},
+		{Outer: 300, Channels: 5, Inner: 3}, {Outer: 6, Channels: 20, Inner: 9}, {Outer: 2, Channels: 12, Inner: 2500}} {
+		mask := make([]bool, s.PerChannel())
+		for i := range mask {
+			mask[i] = i*7919%11 < 6
+		}
+		var cases []*allocCase
+		for _, k := range kinds.List() {
+			c := newAllocCase(s, 1)
+			x, dy := slices.Clone(c.forward.X), slices.Clone(c.backward.DY)
+			gamma, beta := slices.Clone(c.forward.Gamma), slices.Clone(c.forward.Beta)
+			k.Apply(s.Outer, s.Channels, s.Inner, x, dy, gamma, beta)
+			c.forward.X, c.forward.Gamma, c.forward.Beta = x, gamma, beta
+			c.backward.X, c.backward.DY, c.backward.Gamma, c.backward.Beta = x, dy, gamma, beta
+			masked := *c
+			masked.forward.Mask, masked.backward.Mask = batchnorm.Mask{Valid: mask}, batchnorm.Mask{Valid: mask}
+			cases = append(cases, c, &masked)
+		}
+		for name, way := range ways {
+			p := newPlan(t, s, way...)
+			expectNoAllocations(t, 1, fmt.Sprintf("%v, %s", s, name), func() error {
+				for _, c := range cases {
+					if err := p.Forward(c.forward); err != nil {
+						return err
+					}
+					if err := p.Backward(c.backward); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}
 	}
 }

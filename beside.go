@@ -296,32 +296,35 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 	most := max(1, min(bufferLen/columns, besideValues/n))
 	for r := 0; r < rows; r += most {
 		first, height := i+r*stride, min(most, rows-r)
-		each := func(do func(b, held *block, s tinySpan)) {
-			at := 0
-			for _, s := range spans {
-				s = s.clip(c, c+n)
-				b := w.outputBlock(first+s.first-c, height, stride, s)
-				held := b
-				held.hold(buf, at)
-				do(&b, &held, s)
-				at += b.len()
-			}
-		}
 		if w.apply.stream { // no output is an input, which is in a cache afterwards
 			w.writePanel(t.others, first, c, height, n, stride)
-			each(func(b, held *block, s tinySpan) {
-				if !w.backward { // both ways have the same bits
-					w.writeTiny(buf, w.coef[s.first*coefLen:], b)
-					return
-				}
-				w.writeTiny(buf, w.coef[s.first*coefLen:], held)
-				w.putBack(b, held, s)
-			})
+		}
+		direct := w.apply.stream && !w.backward // both ways have the same bits
+		at := 0
+		for _, s := range spans {
+			s = s.clip(c, c+n)
+			held := w.outputBlock(first+s.first-c, height, stride, s)
+			if !direct {
+				held.hold(buf, at)
+			}
+			w.writeTiny(buf, w.coef[s.first*coefLen:], &held)
+			at += held.len()
+		}
+		if direct {
 			continue
 		}
-		each(func(_, held *block, s tinySpan) { w.writeTiny(buf, w.coef[s.first*coefLen:], held) })
-		w.writePanel(t.others, first, c, height, n, stride)
-		each(w.putBack)
+		if !w.apply.stream {
+			w.writePanel(t.others, first, c, height, n, stride)
+		}
+		at = 0
+		for _, s := range spans {
+			s = s.clip(c, c+n)
+			b := w.outputBlock(first+s.first-c, height, stride, s)
+			held := b
+			held.hold(buf, at)
+			w.putBack(&b, &held, s)
+			at += b.len()
+		}
 	}
 }
 
