@@ -6,7 +6,7 @@ package batchnorm
 // float32 sums. P and R are exact to the last digits of float64, so that the differences lose
 // nothing that matters beside a float32: x differs from its mean by at least 2^-25 of it, or not at
 // all. x-K is rounded to float32 only where it is at least half as large as x; so the error
-// of R is at most 2^-24 of Q.
+// of R is at most 2^-23 of Q.
 //
 // A sample finds most of these channels before their first sums (tiny.go). Channels whose sums
 // turn out to be out of range take theirs once more in this way (rescue.go).
