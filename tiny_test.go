@@ -188,8 +188,8 @@ func TestTinyChannelsBeside(t *testing.T) {
 	}
 	n := 0
 	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 9, Inner: 70}, {Outer: 3, Channels: 40, Inner: 9}, {Outer: 90, Channels: 24, Inner: 1},
-		{Outer: 8, Channels: 280, Inner: 1}, {Outer: 700, Channels: 3, Inner: 1}, {Outer: 9, Channels: 33, Inner: 3}, {Outer: 70, Channels: 520, Inner: 1},
-		{Outer: 3, Channels: 13, Inner: 300}} {
+		{Outer: 8, Channels: 280, Inner: 1}, {Outer: 700, Channels: 3, Inner: 1}, {Outer: 9, Channels: 33, Inner: 3},
+		{Outer: 70, Channels: 520, Inner: 1}, {Outer: 3, Channels: 13, Inner: 300}} {
 		for i, k := range kinds {
 			for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU, batchnorm.LeakyReLU(0.25)} {
 				always := act == batchnorm.Identity && k.name == "dy beside large gamma" && s.Inner == 1 // both kinds in a cache line
