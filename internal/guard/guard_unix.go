@@ -38,8 +38,9 @@ var mapped struct {
 	bytes int // in all of them
 }
 
-// maxMapped is how many bytes are kept for later tests.
-const maxMapped = 64 << 20
+// maxMapped is how many bytes are kept for later tests. Each area of a page or more takes three
+// mappings, of which Linux allows a process 65,530.
+const maxMapped = 24 << 20
 
 // pages returns whole pages for at least n floats, between two inaccessible
 // ones, and a function that gives them back.
