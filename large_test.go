@@ -106,7 +106,7 @@ func TestWideMoments(t *testing.T) {
 		normal := gen.Normal(uint64(n), n, 0.3, 1)
 		for _, s := range shapes {
 			for k, d := range wideData {
-				if n > 5000 && !thorough() && (k+s.Inner)%3 != 0 {
+				if n > 3 && !thorough() && (k+s.Inner)%4 != n%4 {
 					continue
 				}
 				p := newProblem(s, bare)
@@ -151,7 +151,7 @@ func TestLargeBeside(t *testing.T) {
 		{Outer: 140, Channels: 50, Inner: 3}} {
 		for j, every := range []int{1, 2, 3, 8, 20, 1000} { // one channel of so many is large
 			for k, scale := range []float64{1e20, 1e36} {
-				if !thorough() && (i+j+k)%2 != 0 {
+				if !thorough() && (i+j+3*k)%5 != 0 {
 					continue
 				}
 				t.Run(fmt.Sprintf("%v/1 of %d/%g", s, every, scale), func(t *testing.T) {
@@ -257,7 +257,10 @@ func TestLargeNotFinite(t *testing.T) {
 	for _, s := range append(layouts(n), batchnorm.Shape{Outer: 100, Channels: 43, Inner: 5}) {
 		for _, at := range []int{0, 1, n / 3, n / 2, n - 1} {
 			for _, bad := range [][2]float64{{math.NaN(), math.NaN()}, {math.Inf(1), math.Inf(1)}, {math.Inf(-1), math.Inf(-1)}} {
-				for _, scale := range []float64{1e20, 1e37, 1e-30} {
+				for i, scale := range []float64{1e20, 1e37, 1e-30} {
+					if !thorough() && (at+i)%3 != 0 {
+						continue
+					}
 					p := newProblem(s, bare)
 					p.ops, p.epsilon = forward, 0
 					for i, v := range gen.Normal(1, s.Len(), 0, 1) {
