@@ -346,9 +346,8 @@ func (w *workspace) putBack(b, held *block, s tinySpan) {
 
 // outputBlock returns rows of the columns of a span, stride values apart, from index i on.
 func (w *workspace) outputBlock(i, rows, stride int, s tinySpan) block {
-	t := &w.applyTiny
-	b := block{rows: rows, n: s.len(), stride: stride, x: from(t.x, i), dy: from(t.dy, i), res: from(t.res, i), y: from(t.y, i),
-		dres: from(t.dres, i), slopes: from(t.slopes, i)}
+	b := block{rows: rows, n: s.len(), stride: stride}
+	b.place(&w.applyTiny, i)
 	w.tinyColumns.set(&b, s.first)
 	return b
 }

@@ -131,14 +131,6 @@ func (b *block) stepOut() int {
 	return b.step()
 }
 
-// factorsOfZ returns the factors of x-m in z.
-func (b *block) factorsOfZ(buf *buffers) []float64 {
-	if b.factors != nil {
-		return b.factors
-	}
-	return buf.constants.ofZ[:]
-}
-
 // elementwise runs a kernel that writes outputs on a block.
 func (w *workspace) elementwise(kernel int, act Activation, k *kernelArgs, b *block) {
 	k.act = w.act

@@ -316,11 +316,11 @@ func (w *workspace) momentsIn64(c0, c1 int) {
 	g, ch := w.geo, &w.channels
 	if g.layout == rows {
 		s := w.rowScratch.take()
-		s.in64, s.next.images = true, 0
+		s.next.images = 0
 		for c := c0; c < c1; c++ {
 			for seg := 0; ch.flag[c] && seg < g.segments; seg++ {
 				at := seg*g.channels + c
-				w.sumMoments(s, c, g.segment(seg), &s.next, ch.segmentA[at:at+1], ch.segmentB[at:at+1])
+				w.sumMoments(s, true, c, g.segment(seg), &s.next, ch.segmentA[at:at+1], ch.segmentB[at:at+1])
 			}
 		}
 		w.giveRowScratch(s)

@@ -15,7 +15,6 @@ type rowScratch struct {
 	args        kernelArgs // of the kernel that takes sums
 	next        kernelArgs // of the kernel that takes turns with it
 	none        kernelArgs // without work: no kernel takes turns
-	in64        bool       // the sums are taken in float64
 }
 
 // newRowScratch has room for a group of n channels; n is a multiple of 8.
@@ -118,44 +117,48 @@ func (w *workspace) sumGroup(st *stage, s *rowScratch, c0, c1, seg int, pending 
 	first := seg*w.geo.channels + c0
 	sumA, sumB := w.channels.segmentA[first:first+n], w.channels.segmentB[first:first+n]
 	segment := w.geo.segment(seg)
-	s.in64 = false
 	if w.backward && scale != nil {
 		w.sumWindow(st, s, c0, segment, w.coef[c0*coefLen:], pending, scale, sumA, sumB)
 		return
 	}
 	if w.backward {
 		for c, end := c0, c0; c < c1; c = end {
-			if s.in64, end = w.tinyRun(c, c1); s.in64 {
-				w.writeAll(pending) // sums in float64 take no turns
+			var tiny bool
+			tiny, end = w.tinyRun(c, c1)
+			a, b := sumA[c-c0:end-c0], sumB[c-c0:end-c0]
+			if !tiny {
+				w.sumWindow(st, s, c, segment, w.coef[c*coefLen:], pending, nil, a, b)
+				continue
 			}
-			w.sumWindow(st, s, c, segment, w.coef[c*coefLen:], pending, nil, sumA[c-c0:end-c0], sumB[c-c0:end-c0])
+			w.writeAll(pending) // sums in float64 take no turns
+			clear(s.sums[:len(a)*sumLen])
+			w.sumTinyRows(s, c, len(a), segment)
+			w.plan.path.reduceLanes(a, b, s.sums)
 		}
 		return
 	}
 	if !w.anyLarge {
-		w.sumMoments(s, c0, segment, pending, sumA, sumB)
+		w.sumMoments(s, false, c0, segment, pending, sumA, sumB)
 		return
 	}
 	for c, end := c0, c0; c < c1; c = end {
-		if s.in64, end = w.largeRun(c, c1); s.in64 {
+		var large bool
+		if large, end = w.largeRun(c, c1); large {
 			w.writeAll(pending)
 		}
-		w.sumMoments(s, c, segment, pending, sumA[c-c0:end-c0], sumB[c-c0:end-c0])
+		w.sumMoments(s, large, c, segment, pending, sumA[c-c0:end-c0], sumB[c-c0:end-c0])
 	}
 }
 
-// sumMoments takes the moments of a segment of len(sumA) channels from channel c on, in turns
-// with the pending outputs.
-func (w *workspace) sumMoments(s *rowScratch, c int, segment window, pending *kernelArgs, sumA, sumB []float64) {
+// sumMoments takes the moments of a segment of len(sumA) channels from channel c on: from sums in
+// float64, or in turns with the pending outputs.
+func (w *workspace) sumMoments(s *rowScratch, in64 bool, c int, segment window, pending *kernelArgs, sumA, sumB []float64) {
 	n := len(sumA)
 	clear(sumA)
 	clear(sumB)
 	a, b := s.a[:n], s.b[:n]
 	probe := segment.probe()
-	in64 := s.in64
-	s.in64 = false
 	w.sumWindow(&w.sums, s, c, probe, s.zero, &s.none, nil, a, b)
-	s.in64 = in64
 	for i := 0; in64 && i < n; i++ {
 		if a[i]-a[i] != 0 {
 			w.sumLargeRows(c+i, probe, s.zero, a[i:i+1], b)
@@ -165,7 +168,11 @@ func (w *workspace) sumMoments(s *rowScratch, c int, segment window, pending *ke
 		s.shift[c] = shiftFor(a[c] / float64(probe.len()))
 	}
 	for win, before, ok := segment.next(window{}); ok; win, before, ok = segment.next(win) {
-		w.sumWindow(&w.sums, s, c, win, s.shift[:n], pending, nil, a, b)
+		if in64 {
+			w.sumLargeRows(c, win, s.shift[:n], a, b)
+		} else {
+			w.sumWindow(&w.sums, s, c, win, s.shift[:n], pending, nil, a, b)
+		}
 		w.plan.path.foldReduced(sumA, sumB, a, b, s.shift[:n], float64(before), float64(win.len()))
 	}
 }
@@ -174,21 +181,12 @@ func (w *workspace) sumMoments(s *rowScratch, c int, segment window, pending *ke
 // with the pending outputs. It sets a and b to the two sums of each channel.
 func (w *workspace) sumWindow(st *stage, s *rowScratch, c int, win window, coef []float32, pending *kernelArgs, scale *constants, a, b []float64) {
 	n := len(a)
-	if s.in64 && !w.backward {
-		w.sumLargeRows(c, win, coef, a, b)
-		return
-	}
-	if win.inOneSum() && !s.in64 {
+	if win.inOneSum() {
 		w.sumLanes(st, s, c, n, win, coef, pending, scale)
 		w.plan.path.reduceShort(a, b, s.acc)
 		return
 	}
 	clear(s.sums[:n*sumLen])
-	if s.in64 {
-		w.sumTinyRows(s, c, n, win)
-		w.plan.path.reduceLanes(a, b, s.sums)
-		return
-	}
 	for images, ok := win.together(window{}); ok; images, ok = win.together(images) {
 		w.sumLanes(st, s, c, n, images, coef, pending, scale)
 		if win.n <= shortRow {

@@ -540,7 +540,7 @@ func (w *workspace) setRows(k *constants, coef []float32, c, n int, dx bool) {
 // returns it.
 func (w *workspace) preActivations(buf *buffers, coef []float32, b *block) []float32 {
 	z := buf.scaled[:]
-	w.affineProducts(&buf.constants, Identity, &kernelArgs{x: b.x, y: z, stride: b.step(), strideY: b.n, fetch: b.fetch}, coef, b.factorsOfZ(buf), b)
+	w.affineProducts(&buf.constants, Identity, &kernelArgs{x: b.x, y: z, stride: b.step(), strideY: b.n, fetch: b.fetch}, coef, b.factors, b)
 	return z
 }
 
@@ -648,7 +648,7 @@ func (w *workspace) writeTiny(buf *buffers, coef []float32, b *block) {
 	if act.variant() != actCalled && b.res == nil {
 		k := kernelArgs{x: b.x, y: b.y, rows: b.rows, stride: b.step(), strideY: b.stepOut()}
 		k.stream = !b.held && w.streams(&k)
-		w.affineProducts(&buf.constants, act, &k, coef, b.factorsOfZ(buf), b)
+		w.affineProducts(&buf.constants, act, &k, coef, b.factors, b)
 		return
 	}
 	k := kernelArgs{x: minusZeros, y: b.y, coef: asItIs, stream: w.apply.stream}
@@ -803,8 +803,9 @@ func (w *workspace) storeTiny(k *kernelArgs, b *block) {
 
 // tinyBlock returns rows of n values of the tensors of the sums from index i on.
 func (w *workspace) tinyBlock(i, rows, n, stride int) block {
-	s := &w.sums
-	return block{rows: rows, n: n, stride: stride, x: from(s.x, i), dy: from(s.dy, i), res: from(s.res, i), dres: from(s.dres, i)}
+	b := block{rows: rows, n: n, stride: stride}
+	b.place(&w.sums, i)
+	return b
 }
 
 // writeTinyRows is writeAll for channels with tiny numbers, from channel c on. It takes some channels

@@ -559,7 +559,7 @@ var mutations = []mutation{
 	{name: "channels: small channels are not marked", file: "channels.go", pkg: ".", tests: "TestTinyGamma|TestNoAssists",
 		old: "			ch.form[c0+c] = smallForm\n", new: "			ch.form[c0+c] = 0\n"},
 	{name: "tiny: pending outputs are left to sums without turns", file: "rows.go", pkg: ".", tests: "TestKinds",
-		old: "				w.writeAll(pending) // sums in float64 take no turns\n", new: "",
+		old: "			w.writeAll(pending) // sums in float64 take no turns\n", new: "",
 		reason: "it only takes longer: what is pending is written after the sums"},
 	{name: "rescue: an infinite gradient leaves a dgamma", file: "rescue.go", pkg: ".", tests: "TestNaNGradient",
 		old: "makes of the sum\n			ch.flag[c], ch.sumB[c] = false, math.NaN()", new: "makes of the sum\n			ch.flag[c] = false"},
