@@ -94,8 +94,12 @@ func (a *kernelArgs) takesAssist(kernel int, act Activation, i int, coef []float
 			z += a.res[i]
 		}
 	}
-	if kernel == kernelNormalize {
-		return false
+	magnitude, tiny := math.Abs(float64(z)), act.ofTinyZ()
+	if kernel == kernelNormalize { // coefficients are 2^-30 and more
+		return tiny.value != tinyUsual && z != 0 && magnitude < 0x1p-126*0x1p30 && magnitude < tinyZ
+	}
+	if act.kind != actIdentity && tiny.slope != tinyUsual && z != 0 && magnitude < 0x1p-126 {
+		return true
 	}
 	g := a.dy[i]
 	if act.kind != actIdentity {
@@ -133,7 +137,7 @@ func TestNoAssists(t *testing.T) {
 					continue
 				}
 				t.Run(fmt.Sprintf("%v/%s/%v", s, k.Name, act), func(t *testing.T) {
-					var slow, all [kernelChoose + 1]int
+					var slow, all [kernelTinyZ + 1]int
 					products := 0
 					inspected = func(kernel int, l layout, act Activation, a kernelArgs) {
 						if kernel >= kernelScale {

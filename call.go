@@ -80,6 +80,7 @@ type workspace struct {
 	shift    []float32 // cols: minus the shift K, [segment][column]
 	side     int       // cols: coef has the constants of so many rows, side by side
 	act      *actCode
+	tinyAct  tinyActivation
 	gathered source
 	looks    channelArgs // of channelTiny: clearing so many fields takes longer than the kernel
 	behind   behind
@@ -104,10 +105,11 @@ func newWorkspace() *workspace {
 
 // fit cuts the slices of the workspace for a plan. Its memory grows if it is too small.
 func (w *workspace) fit(p *Plan, s *scratch, masked bool) {
-	if p.path == PathGeneric {
-		w.act = nil
-	} else if w.plan == nil || w.act == nil || w.plan.act != p.act {
-		w.act = newActCode(p.act)
+	if w.plan == nil || w.plan.act != p.act || w.plan.path != p.path {
+		w.act, w.tinyAct = nil, p.act.ofTinyZ()
+		if p.path != PathGeneric {
+			w.act = newActCode(p.act)
+		}
 	}
 	w.plan, w.masked, w.gathers, w.geo = p, masked, w.gathers || masked, &p.geo
 	segments, width := p.geo.segments, p.geo.width

@@ -63,18 +63,17 @@ func (ch *channels) cut(w *workspace, n, columns, segments int) {
 
 // Forms of the constants of a channel, beside the usual one.
 const (
-	wideForm = 1 + iota
+	wideForm = 1 << iota
 	smallForm
+	faintForm // the scale is so small that z may be tiny, but it is a float32
 )
 
 func (ch *channels) isWide(c int) bool { return ch.form[c] == wideForm }
 
-// markSmall sets the form of small channels among usual ones from c0 to c1-1.
+// markSmall sets the form of small and faint channels among usual ones from c0 to c1-1.
 func (ch *channels) markSmall(c0, c1 int) {
 	for c, scale := range ch.scale[c0:c1] {
-		if isSmall(scale) {
-			ch.form[c0+c] = smallForm
-		}
+		ch.form[c0+c] = formOf(scale)
 	}
 }
 
@@ -968,7 +967,7 @@ func (w *workspace) allIn64(c, c1 int) bool {
 		if w.anyTiny {
 			tiny = binary.LittleEndian.Uint64(ch.tiny[c:])
 		}
-		return noByteZero(tiny|form) && form&(wideForm*eachByte) == 0
+		return noByteZero(tiny|form&^(faintForm*eachByte)) && form&(wideForm*eachByte) == 0
 	}
 	for end := min(c+lanes, c1); c < end; c++ {
 		if !w.in64(c) {
@@ -1242,8 +1241,12 @@ const wideOutputs = 1 << 7
 // whether there are any; otherwise nothing may be set.
 func (w *workspace) findInBlocks(c0, c1 int) bool {
 	form := w.channels.form[c0:c1]
-	wide, small := w.anyWide(c0, c1), w.anyFormed(c0, c1) && slices.Contains(form, smallForm)
-	if !wide && !small && !w.anyTiny {
+	wide, small, faint := w.anyWide(c0, c1), false, false
+	if w.anyFormed(c0, c1) {
+		small = bytes.IndexByte(form, smallForm) >= 0
+		faint = !w.backward && w.tinyAct.value == tinyProduct && w.apply.res == nil && bytes.IndexByte(form, faintForm) >= 0
+	}
+	if !wide && !small && !faint && !w.anyTiny {
 		return false
 	}
 	outputs := w.channels.outputs[c0:c1]
@@ -1257,12 +1260,17 @@ func (w *workspace) findInBlocks(c0, c1 int) bool {
 			outputs[c-c0] |= wideOutputs
 		}
 	}
-	for i := 0; small && i < len(form); i++ {
-		if form[i] == smallForm {
+	for i := 0; (small || faint) && i < len(form); i++ {
+		if form[i] == smallForm || form[i] == faintForm && faint && w.isFaint(c0+i) {
 			outputs[i] |= tinyFactors
 		}
 	}
 	return anySet(outputs)
+}
+
+// isFaint reports whether z of a channel in faintForm may be tiny.
+func (w *workspace) isFaint(c int) bool {
+	return magnitudeBits(*w.channels.fields.ref(fieldB, c)) <= tinyZBits
 }
 
 // anySet reports whether bytes are not all 0: the first one is not, or they are not all equal.

@@ -168,7 +168,7 @@ func affineCase(a *channelArgs, c int) bool {
 	var f affine
 	f.set(a.mean[c], a.invstd[c], float64(a.gamma[c]), float64(a.beta[c]))
 	a.scale[c], a.neg[c], a.a[c], a.b[c] = f.scale, -f.m, f.a, f.b
-	return f.form() == 0 || f.form() == smallForm && a.small != 0
+	return f.form() == 0 || f.form() != wideForm && a.small != 0
 }
 
 func forwardCase(a *channelArgs, c int) bool {
@@ -183,7 +183,7 @@ func forwardCase(a *channelArgs, c int) bool {
 		a.running[c], a.runningVar[c] = m.update(a.running[c], a.mean[c]), m.update(a.runningVar[c], a.variance[c]*a.correction)
 	}
 	without := a.extent != nil && a.variance[c] != a.variance[c] && !isNumber(a.extent[c])
-	formed := f.form() == 0 || f.form() == smallForm && a.small != 0
+	formed := f.form() == 0 || f.form() != wideForm && a.small != 0
 	safe := sumsAreSafe(a.sumB[c]/a.count, a.epsilon) || (a.settled != 0 || a.sumB[c] >= a.large) && a.variance[c]+a.epsilon != 0
 	return formed && (without || safe)
 }
@@ -221,7 +221,7 @@ var exotic = []float64{math.NaN(), math.Inf(1), math.Inf(-1), 0, math.Copysign(0
 // Statistics and constants are products of several numbers, so it is up to 64 times as
 // large.
 func nearLimit(k int) float64 {
-	limits := [...]float64{sureMin, sureMax, tameMin, factorMin, factorMax, 0x1p-50, 0x1p+50}
+	limits := [...]float64{sureMin, sureMax, tameMin, factorMin, factorMax, tinyZ, 0x1p-50, 0x1p+50}
 	factors := [...]float64{0.99, 1, 1.01, 2, 0.5, 8, 1.0 / 8, 64}
 	return limits[k%len(limits)] * factors[k/len(limits)%len(factors)]
 }

@@ -50,6 +50,9 @@ var takenAgainOf = map[string][2]int{
 	"x * 1e20 in one channel":      {takenAgain, takenOnce},
 	"x * 1e-25":                    {takenOnce, takenOnce}, // nothing beside epsilon
 	"x subnormal":                  {takenOnce, takenOnce},
+	"x subnormal, beta = 0":        {takenOnce, takenOnce},
+	"gamma = 1e-33, beta = 0":      {takenOnce, takenOnce},
+	"gamma = 1e-40, beta = 0":      {takenOnce, takenOnce},
 	"x subnormal in one channel":   {takenOnce, takenOnce},
 	"subnormal in turn":            {takenOnce, takenOnce},
 	"gamma = 1e30":                 {takenOnce, takenOnce},

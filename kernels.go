@@ -241,6 +241,25 @@ const (
 	//
 	// All three tensors may have strides of their own. y may be x or dy of the same stride.
 	kernelChoose
+
+	// kernelTinyZ exists in cols only. coef has a number for each of its fields, in all lanes. It computes,
+	// for every element, from an x that is tiny,
+	//
+	//	factor := x > 0 ? above : below    // coef has the bits of below, and of above ^ below
+	//	base := x > 0 ? x & gate : 0, | zero    // both are bits
+	//	y = |x| <= most ? base + float32(x*factor) : dy    // the product is float64
+	//
+	// All three tensors may have strides of their own. y may be x or dy of the same stride.
+	kernelTinyZ
+)
+
+// Fields of kernelTinyZ.
+const (
+	tinyZBelow = iota
+	tinyZFlip
+	tinyZGate
+	tinyZBase
+	tinyZMost
 )
 
 // record64 has the constants of 8 columns for the kernels in float64.

@@ -14154,6 +14154,114 @@ next4:
 	JNE row1
 	VZEROUPPER
 	RET
+// func tinyZCols(id int, a *kernelArgs)
+TEXT ·tinyZCols<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_coef(R14), AX
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VMOVUPS 64(AX), Y2
+	VMOVUPS 96(AX), Y3
+	VMOVUPS 128(AX), Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y5, Y5
+	VPSRLD $1, Y5, Y5
+	MOVQ kernelArgs_x(R14), CX
+	MOVQ kernelArgs_stride(R14), DX
+	MOVQ kernelArgs_dy(R14), SI
+	MOVQ kernelArgs_strideDY(R14), DI
+	MOVQ kernelArgs_y(R14), R8
+	MOVQ kernelArgs_strideY(R14), R9
+	MOVQ kernelArgs_n(R14), BX
+	ANDQ $-8, BX
+	SUBQ BX, DX
+	SHLQ $2, DX
+	SUBQ BX, DI
+	SHLQ $2, DI
+	SUBQ BX, R9
+	SHLQ $2, R9
+	MOVQ kernelArgs_n(R14), BX
+	ANDQ $7, BX
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, BX
+	SUBQ BX, R10
+	VMOVDQU (R10), Y15
+row1:
+	MOVQ kernelArgs_n(R14), BX
+	SUBQ $8, BX
+	JLT tail3
+column2:
+	VMOVUPS (CX), Y6
+	VXORPS Y7, Y7, Y7
+	VCMPPS $0x1e, Y7, Y6, Y7
+	VANDPS Y7, Y1, Y8
+	VXORPS Y0, Y8, Y8
+	VCVTPS2PD X8, Y10
+	VEXTRACTF128 $1, Y8, X11
+	VCVTPS2PD X11, Y11
+	VCVTPS2PD X6, Y8
+	VEXTRACTF128 $1, Y6, X9
+	VCVTPS2PD X9, Y9
+	VMULPD Y10, Y8, Y8
+	VMULPD Y11, Y9, Y9
+	VCVTPD2PSY Y8, X8
+	VCVTPD2PSY Y9, X9
+	VINSERTF128 $1, X9, Y8, Y8
+	VANDPS Y7, Y6, Y10
+	VANDPS Y2, Y10, Y10
+	VORPS Y3, Y10, Y10
+	VADDPS Y8, Y10, Y8
+	VANDPS Y5, Y6, Y6
+	VPCMPGTD Y4, Y6, Y6
+	VMOVUPS (SI), Y11
+	VANDPS Y6, Y11, Y11
+	VANDNPS Y8, Y6, Y8
+	VORPS Y11, Y8, Y8
+	VMOVUPS Y8, (R8)
+	ADDQ $32, CX
+	ADDQ $32, SI
+	ADDQ $32, R8
+	SUBQ $8, BX
+	JGE column2
+tail3:
+	ANDQ $7, BX
+	JEQ next4
+	VMASKMOVPS (CX), Y15, Y6
+	VXORPS Y7, Y7, Y7
+	VCMPPS $0x1e, Y7, Y6, Y7
+	VANDPS Y7, Y1, Y8
+	VXORPS Y0, Y8, Y8
+	VCVTPS2PD X8, Y10
+	VEXTRACTF128 $1, Y8, X11
+	VCVTPS2PD X11, Y11
+	VCVTPS2PD X6, Y8
+	VEXTRACTF128 $1, Y6, X9
+	VCVTPS2PD X9, Y9
+	VMULPD Y10, Y8, Y8
+	VMULPD Y11, Y9, Y9
+	VCVTPD2PSY Y8, X8
+	VCVTPD2PSY Y9, X9
+	VINSERTF128 $1, X9, Y8, Y8
+	VANDPS Y7, Y6, Y10
+	VANDPS Y2, Y10, Y10
+	VORPS Y3, Y10, Y10
+	VADDPS Y8, Y10, Y8
+	VANDPS Y5, Y6, Y6
+	VPCMPGTD Y4, Y6, Y6
+	VMASKMOVPS (SI), Y15, Y11
+	VANDPS Y6, Y11, Y11
+	VANDNPS Y8, Y6, Y8
+	VORPS Y11, Y8, Y8
+	VMASKMOVPS Y8, Y15, (R8)
+next4:
+	ADDQ DX, CX
+	ADDQ DI, SI
+	ADDQ R9, R8
+	MOVQ $1, BX
+	SUBQ BX, kernelArgs_rows(R14)
+	JNE row1
+	VZEROUPPER
+	RET
 DATA simdKernelTable<>+0(SB)/8, $·momentsRows<>(SB)
 DATA simdKernelTable<>+8(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+16(SB)/8, $·absent<>(SB)
@@ -14367,11 +14475,15 @@ DATA simdKernelTable<>+1672(SB)/8, $·inputGrad64ColsIdentityResidual<>(SB)
 DATA simdKernelTable<>+1680(SB)/8, $·inputGrad64ColsReLU<>(SB)
 DATA simdKernelTable<>+1688(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1696(SB)/8, $·chooseCols<>(SB)
-GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $1704
+DATA simdKernelTable<>+1704(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1712(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1720(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1728(SB)/8, $·tinyZCols<>(SB)
+GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $1736
 // func simdKernel(id int, a *kernelArgs)
 TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ id+0(FP), AX
-	CMPQ AX, $213
+	CMPQ AX, $217
 	JCC none
 	LEAQ simdKernelTable<>(SB), BX
 	JMP (BX)(AX*8)
@@ -16138,10 +16250,10 @@ DATA forwardChannelsTable<>+160(SB)/8, $0x7b0000007b000000
 DATA forwardChannelsTable<>+168(SB)/8, $0x7b0000007b000000
 DATA forwardChannelsTable<>+176(SB)/8, $0x7b0000007b000000
 DATA forwardChannelsTable<>+184(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+200(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+208(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+216(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x1000000010000000
+DATA forwardChannelsTable<>+200(SB)/8, $0x1000000010000000
+DATA forwardChannelsTable<>+208(SB)/8, $0x1000000010000000
+DATA forwardChannelsTable<>+216(SB)/8, $0x1000000010000000
 DATA forwardChannelsTable<>+224(SB)/8, $0x0000000000000000
 DATA forwardChannelsTable<>+232(SB)/8, $0x0000000000000000
 DATA forwardChannelsTable<>+240(SB)/8, $0x0000000000000000
@@ -16182,10 +16294,10 @@ DATA forwardChannelsTable<>+512(SB)/8, $0x4770000000000001
 DATA forwardChannelsTable<>+520(SB)/8, $0x4770000000000001
 DATA forwardChannelsTable<>+528(SB)/8, $0x4770000000000001
 DATA forwardChannelsTable<>+536(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+544(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+552(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+560(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+568(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+544(SB)/8, $0x39efffffffffffff
+DATA forwardChannelsTable<>+552(SB)/8, $0x39efffffffffffff
+DATA forwardChannelsTable<>+560(SB)/8, $0x39efffffffffffff
+DATA forwardChannelsTable<>+568(SB)/8, $0x39efffffffffffff
 GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $576
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
@@ -16558,10 +16670,10 @@ DATA affineChannelsTable<>+192(SB)/8, $0x7b0000007b000000
 DATA affineChannelsTable<>+200(SB)/8, $0x7b0000007b000000
 DATA affineChannelsTable<>+208(SB)/8, $0x7b0000007b000000
 DATA affineChannelsTable<>+216(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+224(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+232(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+240(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+248(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+224(SB)/8, $0x1000000010000000
+DATA affineChannelsTable<>+232(SB)/8, $0x1000000010000000
+DATA affineChannelsTable<>+240(SB)/8, $0x1000000010000000
+DATA affineChannelsTable<>+248(SB)/8, $0x1000000010000000
 DATA affineChannelsTable<>+256(SB)/8, $0x8000000080000000
 DATA affineChannelsTable<>+264(SB)/8, $0x8000000080000000
 DATA affineChannelsTable<>+272(SB)/8, $0x8000000080000000
@@ -16582,10 +16694,10 @@ DATA affineChannelsTable<>+384(SB)/8, $0x4770000000000001
 DATA affineChannelsTable<>+392(SB)/8, $0x4770000000000001
 DATA affineChannelsTable<>+400(SB)/8, $0x4770000000000001
 DATA affineChannelsTable<>+408(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+416(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+424(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+432(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+440(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+416(SB)/8, $0x39efffffffffffff
+DATA affineChannelsTable<>+424(SB)/8, $0x39efffffffffffff
+DATA affineChannelsTable<>+432(SB)/8, $0x39efffffffffffff
+DATA affineChannelsTable<>+440(SB)/8, $0x39efffffffffffff
 GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $448
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16

@@ -11567,6 +11567,101 @@ next4:
 	MOVD R0, kernelArgs_rows(R23)
 	BNE row1
 	RET
+// func tinyZCols(id int, a *kernelArgs)
+TEXT ·tinyZCols<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_coef(R23), R0
+	FLDPQ (R0), (F0, F1)
+	FLDPQ 32(R0), (F2, F3)
+	FLDPQ 64(R0), (F4, F5)
+	FLDPQ 96(R0), (F6, F7)
+	FLDPQ 128(R0), (F8, F9)
+	EOR8(5, 5, 5)
+	FCMGE8(5, 5, 5)
+	USHR8(1, 5)
+	MOVD kernelArgs_x(R23), R2
+	MOVD kernelArgs_stride(R23), R3
+	MOVD kernelArgs_dy(R23), R4
+	MOVD kernelArgs_strideDY(R23), R5
+	MOVD kernelArgs_y(R23), R6
+	MOVD kernelArgs_strideY(R23), R7
+	MOVD kernelArgs_n(R23), R1
+	ANDS $-8, R1
+	SUB R1, R3
+	LSL $2, R3
+	SUB R1, R5
+	LSL $2, R5
+	SUB R1, R7
+	LSL $2, R7
+	MOVD kernelArgs_n(R23), R1
+	ANDS $7, R1
+	MOVD R1, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+row1:
+	MOVD kernelArgs_n(R23), R1
+	SUBS $8, R1
+	BLT tail3
+column2:
+	FLDPQ (R2), (F12, F13)
+	FCMGTZERO8(6, 7)
+	AND8(7, 1, 8)
+	EOR8(0, 8, 8)
+	WIDEN(8, 10, 11)
+	WIDEN(6, 8, 9)
+	FMUL4D(10, 8, 8)
+	FMUL4D(11, 9, 9)
+	NARROW(8, 9, 8)
+	AND8(7, 6, 10)
+	AND8(2, 10, 10)
+	ORR8(3, 10, 10)
+	FADD8(8, 10, 8)
+	AND8(5, 6, 6)
+	CMGT8(4, 6, 6)
+	FLDPQ (R4), (F22, F23)
+	AND8(6, 11, 11)
+	BIC8(6, 8, 8)
+	ORR8(11, 8, 8)
+	FSTPQ (F16, F17), (R6)
+	ADD $32, R2
+	ADD $32, R4
+	ADD $32, R6
+	SUBS $8, R1
+	BGE column2
+tail3:
+	ANDS $7, R1
+	BEQ next4
+	TAIL(·loadTail6<>, 0, R2)
+	FCMGTZERO8(6, 7)
+	AND8(7, 1, 8)
+	EOR8(0, 8, 8)
+	WIDEN(8, 10, 11)
+	WIDEN(6, 8, 9)
+	FMUL4D(10, 8, 8)
+	FMUL4D(11, 9, 9)
+	NARROW(8, 9, 8)
+	AND8(7, 6, 10)
+	AND8(2, 10, 10)
+	ORR8(3, 10, 10)
+	FADD8(8, 10, 8)
+	AND8(5, 6, 6)
+	CMGT8(4, 6, 6)
+	TAIL(·loadTail11<>, 0, R4)
+	AND8(6, 11, 11)
+	BIC8(6, 8, 8)
+	ORR8(11, 8, 8)
+	TAIL(·storeTail8<>, 0, R6)
+next4:
+	ADD R3, R2
+	ADD R5, R4
+	ADD R7, R6
+	MOVD $1, R1
+	MOVD kernelArgs_rows(R23), R0
+	SUBS R1, R0
+	MOVD R0, kernelArgs_rows(R23)
+	BNE row1
+	RET
 DATA simdKernelTable<>+0(SB)/8, $·momentsRows<>(SB)
 DATA simdKernelTable<>+8(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+16(SB)/8, $·absent<>(SB)
@@ -11780,11 +11875,15 @@ DATA simdKernelTable<>+1672(SB)/8, $·inputGrad64ColsIdentityResidual<>(SB)
 DATA simdKernelTable<>+1680(SB)/8, $·inputGrad64ColsReLU<>(SB)
 DATA simdKernelTable<>+1688(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1696(SB)/8, $·chooseCols<>(SB)
-GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $1704
+DATA simdKernelTable<>+1704(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1712(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1720(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1728(SB)/8, $·tinyZCols<>(SB)
+GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $1736
 // func simdKernel(id int, a *kernelArgs)
 TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD id+0(FP), R0
-	CMP $213, R0
+	CMP $217, R0
 	BHS none
 	MOVD $simdKernelTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1
@@ -12259,10 +12358,10 @@ DATA forwardChannelsTable<>+160(SB)/8, $0x7b0000007b000000
 DATA forwardChannelsTable<>+168(SB)/8, $0x7b0000007b000000
 DATA forwardChannelsTable<>+176(SB)/8, $0x7b0000007b000000
 DATA forwardChannelsTable<>+184(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+200(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+208(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+216(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x1000000010000000
+DATA forwardChannelsTable<>+200(SB)/8, $0x1000000010000000
+DATA forwardChannelsTable<>+208(SB)/8, $0x1000000010000000
+DATA forwardChannelsTable<>+216(SB)/8, $0x1000000010000000
 DATA forwardChannelsTable<>+224(SB)/8, $0x0000000000000000
 DATA forwardChannelsTable<>+232(SB)/8, $0x0000000000000000
 DATA forwardChannelsTable<>+240(SB)/8, $0x0000000000000000
@@ -12303,10 +12402,10 @@ DATA forwardChannelsTable<>+512(SB)/8, $0x4770000000000001
 DATA forwardChannelsTable<>+520(SB)/8, $0x4770000000000001
 DATA forwardChannelsTable<>+528(SB)/8, $0x4770000000000001
 DATA forwardChannelsTable<>+536(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+544(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+552(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+560(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+568(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+544(SB)/8, $0x39efffffffffffff
+DATA forwardChannelsTable<>+552(SB)/8, $0x39efffffffffffff
+DATA forwardChannelsTable<>+560(SB)/8, $0x39efffffffffffff
+DATA forwardChannelsTable<>+568(SB)/8, $0x39efffffffffffff
 GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $576
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
@@ -12703,10 +12802,10 @@ DATA affineChannelsTable<>+192(SB)/8, $0x7b0000007b000000
 DATA affineChannelsTable<>+200(SB)/8, $0x7b0000007b000000
 DATA affineChannelsTable<>+208(SB)/8, $0x7b0000007b000000
 DATA affineChannelsTable<>+216(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+224(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+232(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+240(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+248(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+224(SB)/8, $0x1000000010000000
+DATA affineChannelsTable<>+232(SB)/8, $0x1000000010000000
+DATA affineChannelsTable<>+240(SB)/8, $0x1000000010000000
+DATA affineChannelsTable<>+248(SB)/8, $0x1000000010000000
 DATA affineChannelsTable<>+256(SB)/8, $0x8000000080000000
 DATA affineChannelsTable<>+264(SB)/8, $0x8000000080000000
 DATA affineChannelsTable<>+272(SB)/8, $0x8000000080000000
@@ -12727,10 +12826,10 @@ DATA affineChannelsTable<>+384(SB)/8, $0x4770000000000001
 DATA affineChannelsTable<>+392(SB)/8, $0x4770000000000001
 DATA affineChannelsTable<>+400(SB)/8, $0x4770000000000001
 DATA affineChannelsTable<>+408(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+416(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+424(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+432(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+440(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+416(SB)/8, $0x39efffffffffffff
+DATA affineChannelsTable<>+424(SB)/8, $0x39efffffffffffff
+DATA affineChannelsTable<>+432(SB)/8, $0x39efffffffffffff
+DATA affineChannelsTable<>+440(SB)/8, $0x39efffffffffffff
 GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $448
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
@@ -22983,6 +23082,31 @@ low1:
 odd4:
 	TBZ $0, R25, done5
 	VLD1 (R24), V16.S[0]
+done5:
+	RET
+
+TEXT ·storeTail8<>(SB), NOSPLIT|NOFRAME, $0-0
+	TBZ $2, R25, low1
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd2
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done3
+	VST1 V17.S[2], (R24)
+	RET
+odd2:
+	TBZ $0, R25, done3
+	VST1 V17.S[0], (R24)
+done3:
+	RET
+low1:
+	TBZ $1, R25, odd4
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done5
+	VST1 V16.S[2], (R24)
+	RET
+odd4:
+	TBZ $0, R25, done5
+	VST1 V16.S[0], (R24)
 done5:
 	RET
 

@@ -48,6 +48,8 @@ func genericKernel(kernel int, l layout, act Activation, a *kernelArgs) {
 		inputGrad64Generic(act, a)
 	case kernel == kernelChoose:
 		chooseGeneric(a)
+	case kernel == kernelTinyZ:
+		tinyZGeneric(a)
 	}
 }
 
@@ -329,6 +331,26 @@ func chooseGeneric(a *kernelArgs) {
 		for c := range y {
 			mask := math.Float32bits(a.coef[c/lanes*a.coefStep+c%lanes])
 			y[c] = math.Float32frombits(math.Float32bits(x[c])&mask | math.Float32bits(dy[c])&^mask)
+		}
+	}
+}
+
+func tinyZGeneric(a *kernelArgs) {
+	field := func(f int) uint32 { return math.Float32bits(a.coef[f*lanes]) }
+	below, flip, gate, zero, most := field(tinyZBelow), field(tinyZFlip), field(tinyZGate), field(tinyZBase), int32(field(tinyZMost))
+	for r := range a.rows {
+		x, dy, y := slice(a.x, r*a.stride, a.n), slice(a.dy, r*a.strideDY, a.n), slice(a.y, r*a.strideY, a.n)
+		for i, v := range x {
+			if int32(magnitudeBits(v)) > most {
+				y[i] = dy[i]
+				continue
+			}
+			factor, base := below, zero
+			if v > 0 {
+				factor ^= flip
+				base |= math.Float32bits(v) & gate
+			}
+			y[i] = math.Float32frombits(base) + float32(float64(v)*float64(math.Float32frombits(factor)))
 		}
 	}
 }

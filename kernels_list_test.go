@@ -59,4 +59,5 @@ var assembled = map[int]string{
 	kernelID(kernelInputGrad64, cols, actNone, withResidual):                          "inputGrad64ColsIdentityResidual",
 	kernelID(kernelInputGrad64, cols, actInline, 0):                                   "inputGrad64ColsReLU",
 	kernelID(kernelChoose, cols, actNone, 0):                                          "chooseCols",
+	kernelID(kernelTinyZ, cols, actNone, 0):                                           "tinyZCols",
 }

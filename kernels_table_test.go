@@ -44,7 +44,7 @@ func TestAbsentKernelFaults(t *testing.T) {
 	const variable = "BATCHNORM_ABSENT_KERNEL"
 	absent := map[string]int{
 		"in the table": kernelID(kernelMoments, rows, actInline, 0),
-		"behind it":    kernelID(kernelChoose+1, cols, actNone, 0),
+		"behind it":    kernelID(kernelTinyZ+1, cols, actNone, 0),
 		"in front":     -1,
 	}
 	if which := os.Getenv(variable); which != "" {

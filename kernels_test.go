@@ -18,7 +18,8 @@ type kernelCase struct {
 	flags  int
 }
 
-var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times", "gradSums64", "inputGrad64", "choose"}
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times",
+	"gradSums64", "inputGrad64", "choose", "tinyZ"}
 
 func (k kernelCase) String() string {
 	return fmt.Sprintf("%s/%s/%s/res=%t/dres=%t/stream=%t", kernelNames[k.kernel], [...]string{"rows", "cols"}[k.layout],
@@ -64,7 +65,7 @@ func kernelCases() []kernelCase {
 						kernel >= kernelLargest && !k.in64() && (act != Identity && kernel != kernelScale || flags&^withStream != 0),
 						kernel >= kernelLargest && l == rows,
 						flags&withDResidual != 0 && !(k.gradient() && (k.writes() || act.variant() == actCalled)),
-						flags&withStream != 0 && (!k.writes() || kernel == kernelChoose):
+						flags&withStream != 0 && (!k.writes() || kernel >= kernelChoose):
 						continue
 					}
 					list = append(list, k)
@@ -178,6 +179,13 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, s kernelSize, sp
 			a.coef[i] = math.Float32frombits(uint32(int32(math.Float32bits(v)<<8) >> 31))
 		}
 	}
+	if k.kernel == kernelTinyZ {
+		fields := append(in(lanes*tinyZMost), repeated(2)[:lanes]...)
+		for i := range fields { // in all lanes
+			fields[i] = fields[i/lanes*lanes]
+		}
+		a.coef = fields
+	}
 	if k.kernel == kernelGradSums64 {
 		if special { // nothing is added behind a tail, whatever the mean
 			a.records[0].n[lanes-1] = float32(math.Inf(1))
@@ -186,7 +194,7 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, s kernelSize, sp
 		return a
 	}
 	a.x = in(size)
-	if k.gradient() || k.in64() || k.kernel == kernelChoose {
+	if k.gradient() || k.in64() || k.kernel >= kernelChoose {
 		a.dy = in(size + (s.rows-1)*(a.strideDY-s.stride))
 	}
 	if k.flags&withResidual != 0 {

@@ -131,11 +131,19 @@ func (f *affine) factor() float64 {
 
 // form returns the form of the constants.
 func (f *affine) form() byte {
-	switch {
-	case f.wide:
+	if f.wide {
 		return wideForm
-	case isSmall(f.scale):
+	}
+	return formOf(f.scale)
+}
+
+// formOf returns the form of a channel with a scale that is not wide.
+func formOf(scale float64) byte {
+	switch {
+	case isSmall(scale):
 		return smallForm
+	case scale != 0 && math.Abs(scale) < tinyZ:
+		return faintForm
 	}
 	return 0
 }

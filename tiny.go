@@ -575,6 +575,9 @@ func (w *workspace) slopes(act Activation, buf *buffers, coef []float32, b *bloc
 	}
 	k := w.ofGradient(buf, coef, b, to)
 	k.dy = plusOnes
+	if w.tinyAct.slope == tinyLevel {
+		w.liftTiny(buf, &k, b.res != nil, b)
+	}
 	w.alike(kernelInputGrad, act, &k, b.len())
 	return to
 }
@@ -664,7 +667,7 @@ func (w *workspace) writeTiny(buf *buffers, coef []float32, b *block) {
 	if packs {
 		k.y = buf.y[:]
 	}
-	w.alike(kernelNormalize, act, &k, b.len())
+	w.activate(act, buf, &k, res != nil, b)
 	if packs {
 		w.unpack(b.y, k.y, b)
 	}

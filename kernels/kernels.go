@@ -503,9 +503,8 @@ func largest(a *asm, v variant) {
 	x := b.tensor(a, "x")
 	b.sums, b.fetch = a.newVecs(1), []reg{x}
 	magnitude, t := a.newVec(), a.newVecs(quadSize)
-	a.zero(magnitude) // all bits but the sign
-	a.op(opLE, magnitude, magnitude, magnitude)
-	a.shiftRight(magnitude, 1)
+	a.allBits(magnitude)
+	a.shiftRight(magnitude, 1) // but for the sign
 	some := func(vectors int) func(at address, tail bool) {
 		return func(at address, tail bool) {
 			for j := range vectors {
@@ -868,6 +867,51 @@ func chosen(a *asm, _ variant) {
 		a.op(opOr, x, x, dy)
 		a.write([]vec{x}, func(int) mem { return at[2] }, tail)
 	})
+}
+
+// ofTinyZ computes y = base + float32(x*factor) where |x| is at most most, and dy elsewhere. The base is x
+// or a constant, and the factor one of two, depending on the sign of x.
+func ofTinyZ(a *asm, _ variant) {
+	coef, fields := a.newReg(), a.newVecs(coefLen)
+	a.arg(coef, "coef")
+	for f, v := range fields {
+		a.load(v, mem{base: coef, off: f * vecBytes})
+	}
+	below, flip, gate, zero, most := fields[0], fields[1], fields[2], fields[3], fields[4]
+	magnitude, x, positive := a.newVec(), a.newVec(), a.newVec()
+	d, factor := pair{a.newVec(), a.newVec()}, pair{a.newVec(), a.newVec()}
+	a.allBits(magnitude)
+	a.shiftRight(magnitude, 1) // but for the sign
+	inProducts(a, a.newReg(), coef, [][2]string{scaledInput, scaledDY, scaledOutput}, func() {}, func() {}, nil, func(at []mem, tail bool) {
+		a.read(x, at[0], tail)
+		a.positive(positive, x)
+		a.op(opAnd, d[0], flip, positive)
+		a.op(opXor, d[0], d[0], below)
+		a.widen(factor, d[0])
+		a.widen(d, x)
+		for h := range d {
+			a.op(opMul64, d[h], d[h], factor[h])
+		}
+		product, base, dy := d[0], factor[0], factor[1]
+		a.narrow(product, d, d[1])
+		a.op(opAnd, base, x, positive)
+		a.op(opAnd, base, base, gate)
+		a.op(opOr, base, base, zero)
+		a.add(product, base, product)
+		a.op(opAnd, x, x, magnitude)
+		a.op(opGTInt, x, x, most)
+		a.read(dy, at[1], tail)
+		a.op(opAnd, dy, dy, x)
+		a.op(opAndNot, product, x, product)
+		a.op(opOr, product, product, dy)
+		a.write([]vec{product}, func(int) mem { return at[2] }, tail)
+	})
+}
+
+// allBits sets all bits.
+func (a *asm) allBits(v vec) {
+	a.zero(v)
+	a.op(opLE, v, v, v)
 }
 
 // times computes y = float32(x*factor), with the product in float64.

@@ -20,10 +20,12 @@ const (
 	kernelGradSums64
 	kernelInputGrad64
 	kernelChoose
+	kernelTinyZ
 	numKernels
 )
 
-var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times", "gradSums64", "inputGrad64", "choose"}
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times",
+	"gradSums64", "inputGrad64", "choose", "tinyZ"}
 
 // layout is the layout of the tensors, as in ../kernels.go.
 type layout int
@@ -117,6 +119,10 @@ var families = []family{
 	{
 		kernel: kernelChoose, layouts: []layout{inCols}, acts: activations[:1],
 		optional: func(activation) flags { return 0 }, emit: chosen,
+	},
+	{
+		kernel: kernelTinyZ, layouts: []layout{inCols}, acts: activations[:1],
+		optional: func(activation) flags { return 0 }, emit: ofTinyZ,
 	},
 }
 

@@ -100,9 +100,12 @@ func List() []Kind {
 		of("x * 1e20 in one channel", math.MaxInt, change{x: large.x, limit: 1.1}), // its own time only
 		of("x * 1e-25", all, small),
 		of("x subnormal", all, subnormalX),
+		of("x subnormal, beta = 0", all, change{x: subnormalX.x, beta: to(0), limit: 2.5}),
 		of("x subnormal in one channel", math.MaxInt, change{x: subnormalX.x, limit: 1.1}),
 		of("gamma = 1e30", all, change{gamma: to(1e30), limit: 2.5}),
 		of("gamma = 1e-40", all, tinyGamma),
+		of("gamma = 1e-33, beta = 0", all, change{gamma: to(1e-33), beta: to(0), limit: 2.5}),       // it decays, and so has beta
+		of("gamma = 1e-40, beta = 0", all, change{gamma: tinyGamma.gamma, beta: to(0), limit: 2.5}), // as it stays
 		of("gamma = 1e-40 in one channel", math.MaxInt, change{gamma: tinyGamma.gamma, beta: tinyGamma.beta, limit: 1.1}),
 		of("mean 1e30, deviation 1e25", all, change{x: func(v float32) float32 { return float32(1e30 + float64(float64(v)*1e25)) }, limit: 2.5}),
 		inTurn("kinds in turn", usual, dead, zeros, constant, nan, large, tinyDY, small),
