@@ -85,7 +85,7 @@ func (k *constants) setZ(j int, f *affine) {
 	k.scalesZ = k.scalesZ || f.power != 0
 	factor := f.factor()
 	k.setFactor(&k.ofZ, j, factor)
-	k.smallZ = k.smallZ || isSmall(factor)
+	k.smallZ = k.smallZ || isWild(factor)
 	k.set(k.z, j, fieldN, -f.m)
 	k.set(k.z, j, fieldA, f.a)
 	k.set(k.z, j, fieldB, f.b)

@@ -13,10 +13,10 @@ import (
 type channels struct {
 	mean, variance, invstd []float64
 	scale, shift           []float64 // gamma*invstd, and beta where the channel is wide
-	form                   []byte    // wideForm or smallForm where the channel is wide or small, see affine
+	form                   []byte    // see affine
 	power                  []int     // of x, where the channel is wide
 	dgamma, dbeta          []float64 // before they are rounded
-	k1, k2                 []float64 // where gradWide is set, or numbers are tiny, or the channel is small
+	k1, k2                 []float64 // where gradWide is set, or numbers are tiny, or the channel is precise
 	gradWide               []bool    // dx needs scaled values
 	powerX, powerG         []int     // of the scaled values, x and g
 	flag                   []bool    // the channel's sums are looked at
@@ -63,17 +63,17 @@ func (ch *channels) cut(w *workspace, n, columns, segments int) {
 
 // Forms of the constants of a channel, beside the usual one.
 const (
-	wideForm = 1 << iota
-	smallForm
-	faintForm // the scale is so small that z may be tiny, but it is a float32
+	wideForm    = 1 << iota
+	preciseForm // z is a product in float64, and so are the sums of a backward pass, and dx
+	faintForm   // the scale is so small that z may be tiny, but it is a float32
 )
 
 func (ch *channels) isWide(c int) bool { return ch.form[c] == wideForm }
 
-// markSmall sets the form of small and faint channels among usual ones from c0 to c1-1.
-func (ch *channels) markSmall(c0, c1 int) {
+// markForms sets the forms of the channels c0 to c1-1, of which none is wide.
+func (ch *channels) markForms(c0, c1 int) {
 	for c, scale := range ch.scale[c0:c1] {
-		ch.form[c0+c] = formOf(scale)
+		ch.form[c0+c] = formOf(ch.invstd[c0+c], scale)
 	}
 }
 
@@ -111,7 +111,7 @@ type channelArgs struct {
 	rows, probe          int          // of x, and those of the probe
 	stride               int          // bytes from a row of x to the next
 	settled              float64      // bits: all ones where sums are final, 0 otherwise
-	small                float64      // bits: all ones where small channels are as good as usual ones, 0 otherwise
+	precise              float64      // bits: all ones where precise and faint channels are as good as usual ones, 0 otherwise
 	leastSum             float32      // of variance and epsilon, for the quick look of channelForward
 	leastInvStd          float32      // the same of invstd
 	trusted              float64      // sums of 0 can surely be relied on up to this invstd
@@ -186,7 +186,7 @@ const (
 	channelForward
 
 	// channelAffine is affine.set, from mean, invstd, gamma and beta to scale and
-	// the constants neg, a and b. A wide channel is unusual, and a small one if small is 0. If
+	// the constants neg, a and b. A wide channel is unusual, and a precise or faint one if precise is 0. If
 	// running and runningVar are given, it sets mean and invstd from these first.
 	channelAffine
 
@@ -213,7 +213,7 @@ const (
 	channelGradients64
 
 	// channelRecords64 makes records, from neg, a, b and scale, and from k1 in otherA and k2 in
-	// otherB. The factor of z is a, or scale where that is small. A channel is unusual if its b is
+	// otherB. The factor of z is a, or scale where that is wild. A channel is unusual if its b is
 	// near an end of float32's range.
 	channelRecords64
 
@@ -640,7 +640,7 @@ func (w *workspace) setUsualMoments(c, c1 int, sums totals, settled, looked bool
 	weight := o.momentum.value()
 	k := channelArgs{n: v, count: w.values, epsilon: w.plan.epsilon, weight: weight, cross: 1 - weight, correction: o.correction,
 		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], variance: ch.variance[c:], invstd: ch.invstd[c:],
-		settled: allOnes(settled), small: allOnes(settled), large: w.large()}
+		settled: allOnes(settled), precise: allOnes(settled), large: w.large()}
 	k.setLeast()
 	if looked {
 		k.extent = ch.extent[c:]
@@ -659,7 +659,7 @@ func (w *workspace) setUsualMoments(c, c1 int, sums totals, settled, looked bool
 	next := min(c+v-k.n, c1)
 	clear(ch.form[c:next])
 	if settled {
-		ch.markSmall(c, next)
+		ch.markForms(c, next)
 	}
 	if staged {
 		copy(slice(o.mean, c, next-c), ch.mean[c:])
@@ -756,7 +756,7 @@ func (w *workspace) setAffines(n int, mean, variance []float32) {
 	for c := 0; c < n; {
 		next := w.setUsualAffines(c, n, mean, variance, false)
 		w.formed = w.formed || next < n
-		if next == c { // small channels are looked for
+		if next == c { // precise and faint channels are looked for
 			next = w.setUsualAffines(c, min(c+mostSpan, n), mean, variance, true)
 		}
 		if next == c {
@@ -772,14 +772,15 @@ func (w *workspace) setAffines(n int, mean, variance []float32) {
 }
 
 // setUsualAffines is setAffines for channels from c to n-1 as long as they are usual. It
-// returns the first channel that is left. With small, small channels are as good as usual ones.
-func (w *workspace) setUsualAffines(c, n int, mean, variance []float32, small bool) int {
+// returns the first channel that is left. With precise, precise and faint channels are as
+// good as usual ones.
+func (w *workspace) setUsualAffines(c, n int, mean, variance []float32, precise bool) int {
 	v, staged := w.vectors(c, n)
 	if v == 0 || w.renorm.r != nil {
 		return c
 	}
 	ch := &w.channels
-	k := channelArgs{n: v, mean: ch.mean[c:], invstd: ch.invstd[c:], epsilon: w.plan.epsilon, small: allOnes(small)}
+	k := channelArgs{n: v, mean: ch.mean[c:], invstd: ch.invstd[c:], epsilon: w.plan.epsilon, precise: allOnes(precise)}
 	switch {
 	case mean != nil && staged:
 		k.running, k.runningVar = ch.stage(2, mean, c, v), ch.stage(3, variance, c, v)
@@ -792,8 +793,8 @@ func (w *workspace) setUsualAffines(c, n int, mean, variance []float32, small bo
 	k.run(channelAffine)
 	next := min(c+v-k.n, n)
 	clear(ch.form[c:next])
-	if small {
-		ch.markSmall(c, next)
+	if precise {
+		ch.markForms(c, next)
 	}
 	return next
 }
@@ -847,8 +848,8 @@ func (ch *channels) setAffine(c int, f *affine) {
 // wide.
 func (ch *channels) affine(c int) affine {
 	f := affine{mean: ch.mean[c], scale: ch.scale[c],
-		m: -*ch.fields.ref(fieldN, c), a: *ch.fields.ref(fieldA, c), b: *ch.fields.ref(fieldB, c), wide: ch.isWide(c)}
-	if f.wide {
+		m: -*ch.fields.ref(fieldN, c), a: *ch.fields.ref(fieldA, c), b: *ch.fields.ref(fieldB, c)}
+	if ch.isWide(c) {
 		f.beta, f.power = ch.shift[c], ch.power[c]
 	}
 	return f
@@ -940,7 +941,7 @@ func (w *workspace) setOtherGrads(c0, c1 int, check bool, sums totals) {
 
 // in64 reports whether the dx of a channel is computed in float64.
 func (w *workspace) in64(c int) bool {
-	return (w.tinyOf(c) != 0 || w.channels.form[c] == smallForm) && !w.channels.isWide(c)
+	return (w.tinyOf(c) != 0 || w.channels.form[c] == preciseForm) && !w.channels.isWide(c)
 }
 
 // nextIn64 returns the first of the channels from c to c1-1 that is in64, or c1.
@@ -1066,7 +1067,7 @@ func (w *workspace) setGradsSlowly(c0, c1 int) {
 		d.set(&f, ch.invstd[c], ch.sumA[c], ch.sumB[c], w.values)
 		ch.dgamma[c], ch.dbeta[c] = d.dgamma, d.dbeta
 		ch.k1[c], ch.k2[c] = d.k1, d.k2
-		ch.gradWide[c] = f.wide || d.wide && ch.needsCare(c)
+		ch.gradWide[c] = f.wide() || d.wide && ch.needsCare(c)
 		*ch.fields.ref(fieldK1, c), *ch.fields.ref(fieldK2, c) = float32(d.k1), float32(d.k2)
 		if w.betaGrad != nil {
 			w.betaGrad[c] = float32(d.dbeta)
@@ -1219,7 +1220,7 @@ func (w *workspace) anyWide(c0, c1 int) bool {
 	return false
 }
 
-// anyFormed reports whether one of the channels c0 to c1-1 may be wide or small.
+// anyFormed reports whether one of the channels c0 to c1-1 may have a form.
 func (w *workspace) anyFormed(c0, c1 int) bool {
 	if w.affines {
 		return w.formed
@@ -1241,12 +1242,12 @@ const wideOutputs = 1 << 7
 // whether there are any; otherwise nothing may be set.
 func (w *workspace) findInBlocks(c0, c1 int) bool {
 	form := w.channels.form[c0:c1]
-	wide, small, faint := w.anyWide(c0, c1), false, false
+	wide, precise, faint := w.anyWide(c0, c1), false, false
 	if w.anyFormed(c0, c1) {
-		small = bytes.IndexByte(form, smallForm) >= 0
+		precise = bytes.IndexByte(form, preciseForm) >= 0
 		faint = !w.backward && w.tinyAct.value == tinyProduct && w.apply.res == nil && bytes.IndexByte(form, faintForm) >= 0
 	}
-	if !wide && !small && !faint && !w.anyTiny {
+	if !wide && !precise && !faint && !w.anyTiny {
 		return false
 	}
 	outputs := w.channels.outputs[c0:c1]
@@ -1260,8 +1261,8 @@ func (w *workspace) findInBlocks(c0, c1 int) bool {
 			outputs[c-c0] |= wideOutputs
 		}
 	}
-	for i := 0; (small || faint) && i < len(form); i++ {
-		if form[i] == smallForm || form[i] == faintForm && faint && w.isFaint(c0+i) {
+	for i := 0; (precise || faint) && i < len(form); i++ {
+		if form[i] == preciseForm || form[i] == faintForm && faint && w.isFaint(c0+i) {
 			outputs[i] |= tinyFactors
 		}
 	}

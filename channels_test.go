@@ -164,11 +164,17 @@ func stripCase(a *channelArgs, c int) bool {
 	return true
 }
 
+// formed reports whether a kernel sets the constants of z. It sets none that are too large.
+func (a *channelArgs) formed(f *affine) bool {
+	large := math.Abs(f.scale) > factorMax || math.Abs(f.invstd) > sureMax || math.IsInf(f.mean, 0)
+	return f.form() == 0 || f.form() != wideForm && a.precise != 0 && !large
+}
+
 func affineCase(a *channelArgs, c int) bool {
 	var f affine
 	f.set(a.mean[c], a.invstd[c], float64(a.gamma[c]), float64(a.beta[c]))
 	a.scale[c], a.neg[c], a.a[c], a.b[c] = f.scale, -f.m, f.a, f.b
-	return f.form() == 0 || f.form() != wideForm && a.small != 0
+	return a.formed(&f)
 }
 
 func forwardCase(a *channelArgs, c int) bool {
@@ -183,7 +189,7 @@ func forwardCase(a *channelArgs, c int) bool {
 		a.running[c], a.runningVar[c] = m.update(a.running[c], a.mean[c]), m.update(a.runningVar[c], a.variance[c]*a.correction)
 	}
 	without := a.extent != nil && a.variance[c] != a.variance[c] && !isNumber(a.extent[c])
-	formed := f.form() == 0 || f.form() != wideForm && a.small != 0
+	formed := a.formed(&f)
 	safe := sumsAreSafe(a.sumB[c]/a.count, a.epsilon) || (a.settled != 0 || a.sumB[c] >= a.large) && a.variance[c]+a.epsilon != 0
 	return formed && (without || safe)
 }
@@ -327,7 +333,7 @@ func (s *channelSet) set(seed uint64) {
 		a.epsilon = sureMax * []float64{1.01, 0.7, 0.3, 0.2}[seed/35%4]
 	}
 	a.cross = 1 - a.weight
-	a.settled, a.small = allOnes(seed%5 == 2 || seed%20 == 10), allOnes(seed%4 == 2)
+	a.settled, a.precise = allOnes(seed%5 == 2 || seed%20 == 10), allOnes(seed%4 == 2)
 	if s.kernel == channelBackward && seed%3 == 1 { // sums of 0 can be relied on for some channels
 		a.weight = a.count * gradMin * 0.4
 	}

@@ -16555,6 +16555,9 @@ unwanted11:
 	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y11
 	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
+	LEAQ channelArgs_precise(R14), SI
+	VBROADCASTSD (SI), Y14
+	VANDNPS Y11, Y14, Y11
 	VANDNPS Y12, Y11, Y12
 	VANDPS forwardChannelsTable<>+416(SB), Y9, Y10
 	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y11
@@ -16562,6 +16565,9 @@ unwanted11:
 	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y11
 	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
+	LEAQ channelArgs_precise(R14), SI
+	VBROADCASTSD (SI), Y14
+	VANDNPS Y11, Y14, Y11
 	VANDNPS Y12, Y11, Y12
 	VANDPS forwardChannelsTable<>+416(SB), Y6, Y10
 	VCMPPD $0x1d, forwardChannelsTable<>+512(SB), Y10, Y11
@@ -16569,7 +16575,7 @@ unwanted11:
 	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
 	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
-	LEAQ channelArgs_small(R14), SI
+	LEAQ channelArgs_precise(R14), SI
 	VBROADCASTSD (SI), Y14
 	VANDNPS Y11, Y14, Y11
 	VANDNPS Y12, Y11, Y12
@@ -16579,7 +16585,7 @@ unwanted11:
 	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
 	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
-	LEAQ channelArgs_small(R14), SI
+	LEAQ channelArgs_precise(R14), SI
 	VBROADCASTSD (SI), Y14
 	VANDNPS Y11, Y14, Y11
 	VANDNPS Y12, Y11, Y12
@@ -16847,6 +16853,9 @@ unwanted3:
 	VCMPPD $0x12, affineChannelsTable<>+352(SB), Y7, Y8
 	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
 	VANDNPS Y8, Y7, Y8
+	LEAQ channelArgs_precise(R14), SI
+	VBROADCASTSD (SI), Y14
+	VANDNPS Y8, Y14, Y8
 	VANDNPS Y9, Y8, Y9
 	VANDPS affineChannelsTable<>+0(SB), Y6, Y7
 	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y7, Y8
@@ -16854,6 +16863,9 @@ unwanted3:
 	VCMPPD $0x12, affineChannelsTable<>+352(SB), Y7, Y8
 	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
 	VANDNPS Y8, Y7, Y8
+	LEAQ channelArgs_precise(R14), SI
+	VBROADCASTSD (SI), Y14
+	VANDNPS Y8, Y14, Y8
 	VANDNPS Y9, Y8, Y9
 	VANDPS affineChannelsTable<>+0(SB), Y3, Y7
 	VCMPPD $0x1d, affineChannelsTable<>+384(SB), Y7, Y8
@@ -16861,7 +16873,7 @@ unwanted3:
 	VCMPPD $0x12, affineChannelsTable<>+416(SB), Y7, Y8
 	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
 	VANDNPS Y8, Y7, Y8
-	LEAQ channelArgs_small(R14), SI
+	LEAQ channelArgs_precise(R14), SI
 	VBROADCASTSD (SI), Y14
 	VANDNPS Y8, Y14, Y8
 	VANDNPS Y9, Y8, Y9
@@ -16871,7 +16883,7 @@ unwanted3:
 	VCMPPD $0x12, affineChannelsTable<>+416(SB), Y7, Y8
 	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
 	VANDNPS Y8, Y7, Y8
-	LEAQ channelArgs_small(R14), SI
+	LEAQ channelArgs_precise(R14), SI
 	VBROADCASTSD (SI), Y14
 	VANDNPS Y8, Y14, Y8
 	VANDNPS Y9, Y8, Y9
@@ -17798,23 +17810,27 @@ DATA records64ChannelsTable<>+128(SB)/8, $0x386fffffffffffff
 DATA records64ChannelsTable<>+136(SB)/8, $0x386fffffffffffff
 DATA records64ChannelsTable<>+144(SB)/8, $0x386fffffffffffff
 DATA records64ChannelsTable<>+152(SB)/8, $0x386fffffffffffff
-DATA records64ChannelsTable<>+160(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+168(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+176(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+184(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+192(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+200(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+208(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+216(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+224(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+232(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+240(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+248(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+256(SB)/8, $0x0000000000000001
-DATA records64ChannelsTable<>+264(SB)/8, $0x0000000000000001
-DATA records64ChannelsTable<>+272(SB)/8, $0x0000000000000001
-DATA records64ChannelsTable<>+280(SB)/8, $0x0000000000000001
-GLOBL records64ChannelsTable<>(SB), RODATA|NOPTR, $288
+DATA records64ChannelsTable<>+160(SB)/8, $0x4770000000000001
+DATA records64ChannelsTable<>+168(SB)/8, $0x4770000000000001
+DATA records64ChannelsTable<>+176(SB)/8, $0x4770000000000001
+DATA records64ChannelsTable<>+184(SB)/8, $0x4770000000000001
+DATA records64ChannelsTable<>+192(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+200(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+208(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+216(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+224(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+232(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+240(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+248(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+256(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+264(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+272(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+280(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+288(SB)/8, $0x0000000000000001
+DATA records64ChannelsTable<>+296(SB)/8, $0x0000000000000001
+DATA records64ChannelsTable<>+304(SB)/8, $0x0000000000000001
+DATA records64ChannelsTable<>+312(SB)/8, $0x0000000000000001
+GLOBL records64ChannelsTable<>(SB), RODATA|NOPTR, $320
 // func records64Channels(id int, a *channelArgs)
 TEXT ·records64Channels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -17851,11 +17867,15 @@ usual3:
 	VCVTPS2PD 16(SI), Y1
 	VANDPS records64ChannelsTable<>+96(SB), Y2, Y4
 	VCMPPD $0x12, records64ChannelsTable<>+128(SB), Y4, Y5
+	VCMPPD $0x1d, records64ChannelsTable<>+160(SB), Y4, Y4
+	VORPS Y4, Y5, Y5
 	VANDPS Y2, Y5, Y4
 	VANDNPS Y0, Y5, Y0
 	VORPS Y4, Y0, Y0
 	VANDPS records64ChannelsTable<>+96(SB), Y3, Y4
 	VCMPPD $0x12, records64ChannelsTable<>+128(SB), Y4, Y5
+	VCMPPD $0x1d, records64ChannelsTable<>+160(SB), Y4, Y4
+	VORPS Y4, Y5, Y5
 	VANDPS Y3, Y5, Y4
 	VANDNPS Y1, Y5, Y1
 	VORPS Y4, Y1, Y1
@@ -17883,7 +17903,7 @@ usual3:
 	VPCMPGTD Y8, Y9, Y4
 	VPADDD Y4, Y4, Y9
 	VPADDD Y8, Y9, Y9
-	VPADDD records64ChannelsTable<>+160(SB), Y9, Y9
+	VPADDD records64ChannelsTable<>+192(SB), Y9, Y9
 	VCVTPS2PD X8, Y2
 	VEXTRACTF128 $1, Y8, X3
 	VCVTPS2PD X3, Y3
@@ -17892,8 +17912,8 @@ usual3:
 	VCVTPS2PD X7, Y7
 	VADDPD Y2, Y6, Y6
 	VADDPD Y3, Y7, Y7
-	VMULPD records64ChannelsTable<>+192(SB), Y6, Y6
-	VMULPD records64ChannelsTable<>+192(SB), Y7, Y7
+	VMULPD records64ChannelsTable<>+224(SB), Y6, Y6
+	VMULPD records64ChannelsTable<>+224(SB), Y7, Y7
 	VCVTPD2PSY Y6, X9
 	VCVTPD2PSY Y7, X5
 	VINSERTF128 $1, X5, Y9, Y9
@@ -17901,15 +17921,15 @@ usual3:
 	VEXTRACTF128 $1, Y9, X5
 	VCVTPS2PD X5, Y5
 	VCMPPD $0x12, Y2, Y4, Y4
-	VCMPPD $0x12, records64ChannelsTable<>+224(SB), Y6, Y0
+	VCMPPD $0x12, records64ChannelsTable<>+256(SB), Y6, Y0
 	VPADDQ Y0, Y0, Y0
-	VPADDQ records64ChannelsTable<>+256(SB), Y0, Y0
+	VPADDQ records64ChannelsTable<>+288(SB), Y0, Y0
 	VANDPS Y4, Y0, Y0
 	VPADDQ Y0, Y6, Y6
 	VCMPPD $0x12, Y3, Y5, Y5
-	VCMPPD $0x12, records64ChannelsTable<>+224(SB), Y7, Y0
+	VCMPPD $0x12, records64ChannelsTable<>+256(SB), Y7, Y0
 	VPADDQ Y0, Y0, Y0
-	VPADDQ records64ChannelsTable<>+256(SB), Y0, Y0
+	VPADDQ records64ChannelsTable<>+288(SB), Y0, Y0
 	VANDPS Y5, Y0, Y0
 	VPADDQ Y0, Y7, Y7
 	VMOVUPS Y6, 64(DI)

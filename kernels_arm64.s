@@ -12678,6 +12678,9 @@ unwanted11:
 	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(10, 11, 11)
+	ADD $channelArgs_precise, R23, R4
+	LD1R4D(4, 14)
+	BIC8(14, 11, 11)
 	BIC8(11, 12, 12)
 	FLDPQ 416(R24), (F28, F29)
 	AND8(14, 9, 10)
@@ -12689,6 +12692,9 @@ unwanted11:
 	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(10, 11, 11)
+	ADD $channelArgs_precise, R23, R4
+	LD1R4D(4, 14)
+	BIC8(14, 11, 11)
 	BIC8(11, 12, 12)
 	FLDPQ 416(R24), (F28, F29)
 	AND8(14, 6, 10)
@@ -12700,7 +12706,7 @@ unwanted11:
 	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(10, 11, 11)
-	ADD $channelArgs_small, R23, R4
+	ADD $channelArgs_precise, R23, R4
 	LD1R4D(4, 14)
 	BIC8(14, 11, 11)
 	BIC8(11, 12, 12)
@@ -12714,7 +12720,7 @@ unwanted11:
 	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(10, 11, 11)
-	ADD $channelArgs_small, R23, R4
+	ADD $channelArgs_precise, R23, R4
 	LD1R4D(4, 14)
 	BIC8(14, 11, 11)
 	BIC8(11, 12, 12)
@@ -12994,6 +13000,9 @@ unwanted3:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
 	BIC8(7, 8, 8)
+	ADD $channelArgs_precise, R23, R4
+	LD1R4D(4, 14)
+	BIC8(14, 8, 8)
 	BIC8(8, 9, 9)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 6, 7)
@@ -13005,6 +13014,9 @@ unwanted3:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
 	BIC8(7, 8, 8)
+	ADD $channelArgs_precise, R23, R4
+	LD1R4D(4, 14)
+	BIC8(14, 8, 8)
 	BIC8(8, 9, 9)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 3, 7)
@@ -13016,7 +13028,7 @@ unwanted3:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
 	BIC8(7, 8, 8)
-	ADD $channelArgs_small, R23, R4
+	ADD $channelArgs_precise, R23, R4
 	LD1R4D(4, 14)
 	BIC8(14, 8, 8)
 	BIC8(8, 9, 9)
@@ -13030,7 +13042,7 @@ unwanted3:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
 	BIC8(7, 8, 8)
-	ADD $channelArgs_small, R23, R4
+	ADD $channelArgs_precise, R23, R4
 	LD1R4D(4, 14)
 	BIC8(14, 8, 8)
 	BIC8(8, 9, 9)
@@ -14008,23 +14020,27 @@ DATA records64ChannelsTable<>+128(SB)/8, $0x386fffffffffffff
 DATA records64ChannelsTable<>+136(SB)/8, $0x386fffffffffffff
 DATA records64ChannelsTable<>+144(SB)/8, $0x386fffffffffffff
 DATA records64ChannelsTable<>+152(SB)/8, $0x386fffffffffffff
-DATA records64ChannelsTable<>+160(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+168(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+176(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+184(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+192(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+200(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+208(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+216(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+224(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+232(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+240(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+248(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+256(SB)/8, $0x0000000000000001
-DATA records64ChannelsTable<>+264(SB)/8, $0x0000000000000001
-DATA records64ChannelsTable<>+272(SB)/8, $0x0000000000000001
-DATA records64ChannelsTable<>+280(SB)/8, $0x0000000000000001
-GLOBL records64ChannelsTable<>(SB), RODATA|NOPTR, $288
+DATA records64ChannelsTable<>+160(SB)/8, $0x4770000000000001
+DATA records64ChannelsTable<>+168(SB)/8, $0x4770000000000001
+DATA records64ChannelsTable<>+176(SB)/8, $0x4770000000000001
+DATA records64ChannelsTable<>+184(SB)/8, $0x4770000000000001
+DATA records64ChannelsTable<>+192(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+200(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+208(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+216(SB)/8, $0x0000000100000001
+DATA records64ChannelsTable<>+224(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+232(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+240(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+248(SB)/8, $0x3fe0000000000000
+DATA records64ChannelsTable<>+256(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+264(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+272(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+280(SB)/8, $0x0000000000000000
+DATA records64ChannelsTable<>+288(SB)/8, $0x0000000000000001
+DATA records64ChannelsTable<>+296(SB)/8, $0x0000000000000001
+DATA records64ChannelsTable<>+304(SB)/8, $0x0000000000000001
+DATA records64ChannelsTable<>+312(SB)/8, $0x0000000000000001
+GLOBL records64ChannelsTable<>(SB), RODATA|NOPTR, $320
 // func records64Channels(id int, a *channelArgs)
 TEXT ·records64Channels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -14069,6 +14085,9 @@ usual3:
 	AND8(14, 2, 4)
 	FLDPQ 128(R24), (F28, F29)
 	FCMGE4D(4, 14, 5)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(14, 4, 4)
+	ORR8(4, 5, 5)
 	AND8(2, 5, 4)
 	BIC8(5, 0, 0)
 	ORR8(4, 0, 0)
@@ -14076,6 +14095,9 @@ usual3:
 	AND8(14, 3, 4)
 	FLDPQ 128(R24), (F28, F29)
 	FCMGE4D(4, 14, 5)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(14, 4, 4)
+	ORR8(4, 5, 5)
 	AND8(3, 5, 4)
 	BIC8(5, 1, 1)
 	ORR8(4, 1, 1)
@@ -14103,31 +14125,31 @@ usual3:
 	CMGT8(8, 9, 4)
 	ADD8(4, 4, 9)
 	ADD8(8, 9, 9)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	ADD8(14, 9, 9)
 	WIDEN(8, 2, 3)
 	WIDEN(9, 6, 7)
 	FADD4D(2, 6, 6)
 	FADD4D(3, 7, 7)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FMUL4D(14, 6, 6)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FMUL4D(14, 7, 7)
 	NARROW(6, 7, 9)
 	WIDEN(9, 4, 5)
 	FCMGE4D(4, 2, 4)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 256(R24), (F28, F29)
 	FCMGE4D(6, 14, 0)
 	ADD4D(0, 0, 0)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	ADD4D(14, 0, 0)
 	AND8(4, 0, 0)
 	ADD4D(0, 6, 6)
 	FCMGE4D(5, 3, 5)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 256(R24), (F28, F29)
 	FCMGE4D(7, 14, 0)
 	ADD4D(0, 0, 0)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	ADD4D(14, 0, 0)
 	AND8(5, 0, 0)
 	ADD4D(0, 7, 7)

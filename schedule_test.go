@@ -304,7 +304,7 @@ func TestSituation(t *testing.T) {
 		{"in the place of dy both can", dy, nil, 0, 1, true, true},
 		{"dresidual too", y, dy, 0, 2, true, true},
 		{"and in that of the residual", y, res, 0, 2, true, true},
-		{"a small channel does", y, dres, smallForm, 2, false, true},
+		{"a precise channel does", y, dres, preciseForm, 2, false, true},
 		{"a wide channel stores nothing", y, dres, wideForm, 2, false, false},
 	} {
 		w := p.acquire(&Mask{}, s.PerChannel(), false)

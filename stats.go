@@ -108,22 +108,24 @@ func invStd(variance, epsilon float64) float64 {
 }
 
 // affine is the normalization of a channel: z = (x-mean)*scale + beta. It is computed in
-// float32 as (x-m)*a + b, where b has the part of the mean that m lacks. Where m, a or b
-// are too large for float32, x is multiplied by a power of two first. Where a is so small
-// that it may have lost digits, the product is taken in float64, with the scale.
+// float32 as (x-m)*a + b, where b has the part of the mean that m lacks. Where x-m may overflow, x is
+// divided by a power of two first. Where the scale is wild, so that a lacks digits, or overflows,
+// the product is taken in float64, with the scale.
 type affine struct {
-	mean, scale, beta float64
-	m, a, b           float32
-	power             int  // x is to be multiplied by 2^power
-	wide              bool // power is not 0, or dx may need scaled values
+	mean, invstd, scale, beta float64
+	m, a, b                   float32
+	power                     int // x is to be multiplied by 2^power
 }
 
-// isSmall reports whether the product for z is taken in float64, given the scale.
-func isSmall(scale float64) bool { return scale != 0 && math.Abs(scale) < factorMin }
+// wide reports whether x-m may overflow.
+func (f *affine) wide() bool { return f.power != 0 }
 
-// factor returns the scale by which x-m is multiplied: a, unless that is small.
+// isWild reports whether the product for z is taken in float64, given the scale.
+func isWild(scale float64) bool { return wild(scale, factorMin, factorMax) }
+
+// factor returns the scale by which x-m is multiplied: a, unless the scale is wild.
 func (f *affine) factor() float64 {
-	if scale := ldexp(f.scale, -f.power); isSmall(scale) {
+	if scale := ldexp(f.scale, -f.power); isWild(scale) {
 		return scale
 	}
 	return float64(f.a)
@@ -131,17 +133,20 @@ func (f *affine) factor() float64 {
 
 // form returns the form of the constants.
 func (f *affine) form() byte {
-	if f.wide {
+	switch {
+	case f.wide():
 		return wideForm
+	case math.IsInf(f.mean, 0) && f.invstd == f.invstd:
+		return preciseForm
 	}
-	return formOf(f.scale)
+	return formOf(f.invstd, f.scale)
 }
 
-// formOf returns the form of a channel with a scale that is not wide.
-func formOf(scale float64) byte {
+// formOf returns the form of a channel that is not wide.
+func formOf(invstd, scale float64) byte {
 	switch {
-	case isSmall(scale):
-		return smallForm
+	case isWild(scale) || wild(invstd, sureMin, sureMax):
+		return preciseForm
 	case scale != 0 && math.Abs(scale) < tinyZ:
 		return faintForm
 	}
@@ -149,26 +154,15 @@ func formOf(scale float64) byte {
 }
 
 func (f *affine) set(mean, invstd, gamma, beta float64) {
-	*f = affine{mean: mean, scale: gamma * invstd, beta: beta}
-	large := math.Abs(f.scale) > factorMax
-	f.wide = !math.IsNaN(f.scale) && (large || wild(invstd, sureMin, sureMax) || math.Abs(mean) > sureMax)
-	switch {
-	case !f.wide || mean-mean != 0 || invstd-invstd != 0:
-	case large && invstd != 0:
-		f.power = exponentOf(invstd) + 1 // so that a is no larger than gamma
-		if mean != 0 {
-			f.power = min(f.power, mostPower-exponentOf(mean)) // so that m is finite
-		}
-	case math.Abs(mean) > sureMax || invstd < sureMin:
-		f.power = -largeMeanPower // so that x-m does not overflow
-	}
+	*f = affine{mean: mean, invstd: invstd, scale: float64(gamma * invstd), beta: beta}
 	scale := f.scale
-	if f.power != 0 {
+	if math.Abs(mean) > sureMax && mean-mean == 0 && scale-scale == 0 && invstd-invstd == 0 {
+		f.power = -largeMeanPower
 		mean, scale = ldexp(mean, f.power), ldexp(scale, -f.power)
 	}
 	f.m = float32(mean)
 	b := beta - float64((mean-float64(f.m))*scale)
-	if f.wide { // x-m is 0, or so large that z is infinite all the same
+	if f.form()&(wideForm|preciseForm) != 0 { // x-m is 0, or so large that z is infinite all the same
 		scale, b = limited(scale), limited(b)
 	}
 	f.a, f.b = float32(scale), float32(b)
@@ -207,7 +201,7 @@ func (d *gradient) set(f *affine, invstd, p, r, n float64) {
 	if math.Abs(d.k2) <= tameMin && math.Abs(d.dgamma)*n <= math.Abs(p)*negligible {
 		d.k2 = 0
 	}
-	d.wide = f.wide || wild(d.k1, gradMin, sureMax) || wild(d.k2, gradMin, sureMax)
+	d.wide = f.wide() || wild(d.k1, gradMin, sureMax) || wild(d.k2, gradMin, sureMax)
 }
 
 // set64 is set for kernels that compute dx in float64. No constant leaves their range.

@@ -58,7 +58,7 @@ func (w *workspace) sample(do phases) {
 	}
 	if n := w.geo.channels; w.backward && w.anyFormed(0, n) { // sums take z
 		for c, form := range w.channels.form[:n] {
-			if form == smallForm {
+			if form == preciseForm {
 				w.beginTiny()
 				w.channels.tiny[c] |= tinyFactors
 			}
@@ -404,7 +404,7 @@ func (w *workspace) affineProducts(c *constants, act Activation, k *kernelArgs, 
 // factorZ returns the factor of x-m in z of a channel: a, or the scale where that is small.
 func (w *workspace) factorZ(c int, a float32) float64 {
 	switch w.channels.form[c] {
-	case smallForm:
+	case preciseForm:
 		return w.channels.scale[c]
 	case wideForm:
 		f := w.channels.affine(c)

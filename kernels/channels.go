@@ -297,8 +297,8 @@ func (c *chans) within(x vec, above, to float32, t vec) {
 func (c *chans) refuse(mask vec) { c.op(opAndNot, c.usual, mask, c.usual) }
 
 // refuseWild says that a channel is unusual with an x that is wild; t are temporaries. Where
-// the argument allow, if it is named, is all ones, x may be below the range.
-func (c *chans) refuseWild(x pair, lo, hi float64, allow string, t [2]vec) {
+// the argument precise is all ones, x may be below the range.
+func (c *chans) refuseWild(x pair, lo, hi float64, t [2]vec) {
 	for _, v := range x {
 		c.abs64(t[0], v)
 		c.op64C(opGE64, t[1], t[0], above(hi))
@@ -306,9 +306,7 @@ func (c *chans) refuseWild(x pair, lo, hi float64, allow string, t [2]vec) {
 		c.op64C(opLE64, t[1], t[0], below(lo))
 		c.op64C(opLE64, t[0], t[0], 0)
 		c.op(opAndNot, t[1], t[0], t[1])
-		if allow != "" {
-			c.op(opAndNot, t[1], c.mask(allow), t[1])
-		}
+		c.op(opAndNot, t[1], c.mask("precise"), t[1])
 		c.refuse(t[1])
 	}
 }
@@ -687,7 +685,7 @@ func (c *chans) affine(m, s, i, t pair) {
 	c.store32(t, c.findConst("b"))
 }
 
-// refuseWide says that wide channels are unusual, and small and faint ones unless they are as good as
+// refuseWide says that wide channels are unusual, and precise and faint ones unless they are as good as
 // usual ones, by the mean, invstd and scale in memory; m, s, i and t are temporaries.
 func (c *chans) refuseWide(m, s, i, t pair) {
 	c.load64(m, c.find64("mean"))
@@ -700,8 +698,8 @@ func (c *chans) refuseWide(m, s, i, t pair) {
 		c.op(opAnd, t[0], t[0], t[1])
 		c.refuse(t[0])
 	}
-	c.refuseWild(i, sureMin, sureMax, "", t)
-	c.refuseWild(s, tinyZ, factorMax, "small", t)
+	c.refuseWild(i, sureMin, sureMax, t)
+	c.refuseWild(s, tinyZ, factorMax, t)
 }
 
 // backwardChannels goes from sums to the constants of dx.
@@ -823,12 +821,14 @@ func records64Channels(c *chans) {
 		closely(func() { c.zero(c.usual) })
 		c.load(last, mem{base: c.findConst("neg").at})
 		c.store(last, mem{base: record, off: field64N * vecBytes})
-		// The factor of z is the rounded scale, or the scale if that is small or 0.
+		// The factor of z is the rounded scale, or the scale if that is wild or 0.
 		c.load64(a, c.find64("scale"))
 		c.loadWidened(s, c.findConst("a"), 0)
 		for h := range s {
 			c.abs64(t[0], a[h])
 			c.op64C(opLE64, t[1], t[0], below(factorMin))
+			c.op64C(opGE64, t[0], t[0], above(factorMax))
+			c.op(opOr, t[1], t[1], t[0])
 			c.op(opAnd, t[0], t[1], a[h])
 			c.op(opAndNot, s[h], t[1], s[h])
 			c.op(opOr, s[h], s[h], t[0])
