@@ -59,21 +59,16 @@ func (k *constants) setFactor(list *factorList, j int, v float64) {
 
 var negativeZero = float32(math.Copysign(0, -1))
 
-// powerOf32 returns 2^p for a clamped power.
-func powerOf32(p int) float32 { return math.Float32frombits(uint32(127+p) << 23) }
-
 // mostPower is the largest power of two that float32 holds.
 const mostPower = 126
 
-func clampPower(p int) int { return min(max(p, -mostPower), mostPower) }
-
-// setX sets the power by which x of a row or column is scaled, clamped already.
+// setX sets the power by which x of a row or column is scaled.
 func (k *constants) setX(j, power int) {
 	k.setFactor(&k.toX, j, powerOf(power))
 	k.scalesX = k.scalesX || power != 0
 }
 
-// setG sets the power by which g is scaled, clamped already.
+// setG sets the power by which g is scaled.
 func (k *constants) setG(j, power int) {
 	k.setFactor(&k.toG, j, powerOf(power))
 	k.scalesG = k.scalesG || power != 0

@@ -227,7 +227,7 @@ var exotic = []float64{math.NaN(), math.Inf(1), math.Inf(-1), 0, math.Copysign(0
 // Statistics and constants are products of several numbers, so it is up to 64 times as
 // large.
 func nearLimit(k int) float64 {
-	limits := [...]float64{sureMin, sureMax, tameMin, factorMin, factorMax, tinyZ, 0x1p-50, 0x1p+50}
+	limits := [...]float64{sureMin, sureMax, tameMin, tameMax, factorMin, factorMax, tinyZ, 0x1p-50, 0x1p+50}
 	factors := [...]float64{0.99, 1, 1.01, 2, 0.5, 8, 1.0 / 8, 64}
 	return limits[k%len(limits)] * factors[k/len(limits)%len(factors)]
 }
@@ -571,6 +571,43 @@ func TestFrozenWide(t *testing.T) {
 					}
 				}
 				variance[3], variance[12] = 1e-40, 1e-44
+			}
+		}
+	}
+}
+
+// TestRunningBehindUnusual: running values are updated once, of channels beside and behind a wide one.
+func TestRunningBehindUnusual(t *testing.T) {
+	t.Parallel()
+	for _, p := range simdPaths(t) {
+		for _, n := range []int{3 * lanes, 3*lanes + 5} {
+			s := Shape{Outer: 40, Channels: n, Inner: 1}
+			x := make([]float32, s.Len())
+			noise(x, 1, false)
+			for i := range x {
+				if c := i % n; c == 2 || c == n-3 {
+					x[i] = float32(float64(x[i]+9) * 1e34)
+				}
+			}
+			var got [2][2][]float32
+			for i, path := range []Path{PathGeneric, p} {
+				mean, variance := make([]float32, n), make([]float32, n)
+				plan, err := NewPlan(s, WithPath(path))
+				if err == nil {
+					err = plan.Forward(ForwardArgs{X: x, Y: make([]float32, s.Len())}) // without them
+				}
+				if err == nil {
+					err = plan.Forward(ForwardArgs{X: x, Y: make([]float32, s.Len()), RunningMean: mean, RunningVar: variance, Momentum: NewWeight(0.25)})
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				got[i] = [2][]float32{mean, variance}
+			}
+			for k, name := range []string{"mean", "variance"} {
+				if c, ok := sameBits(got[1][k], got[0][k]); !ok {
+					t.Errorf("%v, %d channels: running %s of channel %d is %v, in pure Go %v", p, n, name, c, got[1][k][c], got[0][k][c])
+				}
 			}
 		}
 	}

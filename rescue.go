@@ -335,7 +335,7 @@ func xPower(mean, invstd float64) int {
 	if mean != 0 {
 		p = min(p, mostPower-largeMeanPower-exponentOf(mean))
 	}
-	return clampPower(p)
+	return p
 }
 
 // setSumPowers sets the powers of row or column j to those of channel c, and the mean that
@@ -491,7 +491,7 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 		ch.powerX[c], ch.powerG[c] = 0, 0
 		if isNumber(e) && e > 0 {
 			ch.powerX[c] = xPower(ch.mean[c], ch.invstd[c])
-			ch.powerG[c] = clampPower(-exponentOf(float64(e)))
+			ch.powerG[c] = -exponentOf(float64(e))
 		}
 		switch {
 		case !check || !w.suspicious(c):

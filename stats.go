@@ -163,7 +163,7 @@ func (f *affine) set(mean, invstd, gamma, beta float64) {
 	f.m = float32(mean)
 	b := beta - float64((mean-float64(f.m))*scale)
 	if f.form()&(wideForm|preciseForm) != 0 { // x-m is 0, or so large that z is infinite all the same
-		scale, b = limited(scale), limited(b)
+		b = limited(b)
 	}
 	f.a, f.b = float32(scale), float32(b)
 }
@@ -249,7 +249,7 @@ func (d *gradient) scaled(f *affine, powerX, powerG int) scaledGradient {
 	k2 := ldexp(d.k2, -powerX)
 	k1 -= float64((mean - float64(s.m)) * k2)
 	// The sums may be those of other gradients as well, which are larger.
-	powerG = clampPower(min(powerG, surePower-exponentOf(k1), surePower-exponentOf(k2)))
+	powerG = min(powerG, surePower-exponentOf(k1), surePower-exponentOf(k2))
 	s.powerG, s.scale = powerG, ldexp(f.scale, -powerG)
 	s.k1, s.k2 = float32(ldexp(k1, powerG)), float32(ldexp(k2, powerG))
 	return s
