@@ -29,9 +29,9 @@ type tinySpan struct {
 	mixed      bool // other columns lie between
 }
 
-// setTinyColumns finds the columns whose channels are of a kind, and sets their constants.
-// Those of dx are known with the sums.
-func (w *workspace) setTinyColumns(kinds []byte) {
+// setTinyColumns finds the columns whose channels are of a kind, and sets their constants for the sums,
+// or for the outputs: those of dx are known with the sums.
+func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 	t, width, unit := &w.tinyColumns, w.geo.width, lanes
 	if !w.backward { // so that non-temporal stores write whole lines
 		unit = lineLen
@@ -61,8 +61,15 @@ func (w *workspace) setTinyColumns(kinds []byte) {
 		if !w.backward || w.needsZ() {
 			w.setFactors(t.factors[s.first:], w.coef[s.first*coefLen:], s.first, s.end-s.first)
 		}
-		if w.backward {
-			w.setRecords(t.records[s.first/lanes:], w.coef[s.first*coefLen:], s.first, s.end-s.first)
+		records := t.records[s.first/lanes:]
+		switch coef := w.coef[s.first*coefLen:]; {
+		case !w.backward:
+		case outputs || w.applyTiny.act.variant() == actInline:
+			w.setRecords(records, coef, s.first, s.end-s.first)
+		default:
+			for i := range ceilDiv(s.end-s.first, lanes) {
+				records[i].n = [lanes]float32(coef[i*lanes*coefLen+fieldN*lanes:])
+			}
 		}
 		if !t.all {
 			w.setMasks(kinds, s)

@@ -272,7 +272,7 @@ func (w *workspace) run(do phases) {
 	}
 	if do&takeSums != 0 {
 		if w.backward && w.anyTiny && g.layout == cols {
-			w.setTinyColumns(w.channels.tiny)
+			w.setTinyColumns(w.channels.tiny, false)
 		}
 		if g.layout == rows {
 			w.parallel(ceilDiv(g.channels, way.tasks)*g.segments, w.sumsTask)
@@ -284,7 +284,7 @@ func (w *workspace) run(do phases) {
 	if w.do&applyThem != 0 {
 		w.someInBlocks = w.findInBlocks(0, g.channels)
 		if w.someInBlocks && g.layout == cols {
-			w.setTinyColumns(w.channels.outputs)
+			w.setTinyColumns(w.channels.outputs, true)
 		}
 		w.parallel(w.applyTasks(), w.applyTask)
 	}

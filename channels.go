@@ -1261,8 +1261,11 @@ func (w *workspace) findInBlocks(c0, c1 int) bool {
 			outputs[c-c0] |= wideOutputs
 		}
 	}
-	for i := 0; (precise || faint) && i < len(form); i++ {
-		if form[i] == preciseForm || form[i] == faintForm && faint && w.isFaint(c0+i) {
+	if precise {
+		addFactors(outputs, form)
+	}
+	for i := 0; faint && i < len(form); i++ {
+		if form[i] == faintForm && w.isFaint(c0+i) {
 			outputs[i] |= tinyFactors
 		}
 	}

@@ -1,6 +1,7 @@
 package batchnorm
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math"
 	"slices"
@@ -56,13 +57,17 @@ func (w *workspace) sample(do phases) {
 	if large && next < lanes {
 		w.findLarge(w.apply.x, at, next)
 	}
-	if n := w.geo.channels; w.backward && w.anyFormed(0, n) { // sums take z
-		for c, form := range w.channels.form[:n] {
-			if form == preciseForm {
-				w.beginTiny()
-				w.channels.tiny[c] |= tinyFactors
-			}
-		}
+	if n := w.geo.channels; w.backward && w.anyFormed(0, n) && bytes.IndexByte(w.channels.form[:n], preciseForm) >= 0 { // sums take z
+		w.beginTiny()
+		addFactors(w.channels.tiny[:n], w.channels.form[:n])
+	}
+}
+
+// addFactors adds tinyFactors to the kinds of precise channels.
+func addFactors(kinds, forms []byte) {
+	forms = forms[:len(kinds)]
+	for c := range kinds {
+		kinds[c] |= forms[c] & preciseForm / preciseForm * tinyFactors
 	}
 }
 
