@@ -613,9 +613,13 @@ func (w *workspace) setMoments(c0, c1 int, sums totals) {
 	}
 }
 
+// saveM2 writes the sums of squares of channels where they are wanted: 0 where one is below 0 by rounding.
 func (w *workspace) saveM2(c, next int, m2 []float64) {
-	if w.m2 != nil {
-		copy(w.m2[c:next], m2[c:])
+	if w.m2 == nil {
+		return
+	}
+	for i, v := range m2[c:next] {
+		w.m2[c+i] = max(v, 0) // NaN stays
 	}
 }
 

@@ -283,3 +283,28 @@ func TestLargeNotFinite(t *testing.T) {
 		}
 	}
 }
+
+// TestLargeAnywhere: a sample finds a channel of large values wherever it lies among others, so that no
+// sums are taken again. It counts these, so that no other test may run beside it.
+func TestLargeAnywhere(t *testing.T) {
+	for _, s := range []batchnorm.Shape{{Outer: 70, Channels: 300, Inner: 1}, {Outer: 80, Channels: 61, Inner: 3}, {Outer: 3, Channels: 40, Inner: 30}} {
+		p := newPlan(t, s)
+		y := make([]float32, s.Len())
+		for c := range s.Channels {
+			if !batchnorm.Thorough() && c > 10 && c < s.Channels-50 && c%7 != 0 {
+				continue
+			}
+			x := gen.Normal(1, s.Len(), 0, 1)
+			for i := range x {
+				if channelOf(s, i) == c {
+					x[i] *= 1e20
+				}
+			}
+			before := batchnorm.Rescued()
+			noError(t, p.Forward(batchnorm.ForwardArgs{X: x, Y: y}))
+			if n := batchnorm.Rescued() - before; n != 0 {
+				t.Errorf("%v: the sums of %d channels are taken again where channel %d is large", s, n, c)
+			}
+		}
+	}
+}

@@ -207,3 +207,23 @@ func TestMergeOrder(t *testing.T) {
 		t.Error("the parts do not tell their order")
 	}
 }
+
+// TestMomentsAreNotNegative: M2 is a sum of squares, also where it is made of sums whose squares vanish, or
+// round.
+func TestMomentsAreNotNegative(t *testing.T) {
+	t.Parallel()
+	for _, s := range []batchnorm.Shape{{Outer: 3, Channels: 4, Inner: 40}, {Outer: 70, Channels: 16, Inner: 1}, {Outer: 5, Channels: 24, Inner: 1}} {
+		p := newPlan(t, s)
+		out := batchnorm.Moments{Mean: make([]float64, s.Channels), M2: make([]float64, s.Channels)}
+		for seed := range uint64(60) {
+			x := gen.Normal(seed, s.Len(), 1, 1e-7)
+			for i := range x {
+				x[i] *= float32(math.Pow(10, -float64(seed%30)))
+			}
+			noError(t, p.Moments(batchnorm.MomentsArgs{X: x, Moments: &out}))
+			if least := slices.Min(out.M2); least < 0 {
+				t.Fatalf("%v, values of 1e-%d: M2 is %g", s, seed%30, least)
+			}
+		}
+	}
+}
