@@ -65,7 +65,6 @@ func (ch *channels) cut(w *workspace, n, columns, segments int) {
 const (
 	wideForm    = 1 << iota
 	preciseForm // z is a product in float64, and so are the sums of a backward pass, and dx
-	faintForm   // the scale is so small that z may be tiny, but it is a float32
 )
 
 func (ch *channels) isWide(c int) bool { return ch.form[c] == wideForm }
@@ -111,7 +110,7 @@ type channelArgs struct {
 	rows, probe          int          // of x, and those of the probe
 	stride               int          // bytes from a row of x to the next
 	settled              float64      // bits: all ones where sums are final, 0 otherwise
-	precise              float64      // bits: all ones where precise and faint channels are as good as usual ones, 0 otherwise
+	precise              float64      // bits: all ones where precise channels are as good as usual ones, 0 otherwise
 	leastSum             float32      // of variance and epsilon, for the quick look of channelForward
 	leastInvStd          float32      // the same of invstd
 	trusted              float64      // sums of 0 can surely be relied on up to this invstd
@@ -186,7 +185,7 @@ const (
 	channelForward
 
 	// channelAffine is affine.set, from mean, invstd, gamma and beta to scale and
-	// the constants neg, a and b. A wide channel is unusual, and a precise or faint one if precise is 0. If
+	// the constants neg, a and b. A wide channel is unusual, and a precise one if precise is 0. If
 	// running and runningVar are given, it sets mean and invstd from these first.
 	channelAffine
 
@@ -760,7 +759,7 @@ func (w *workspace) setAffines(n int, mean, variance []float32) {
 	for c := 0; c < n; {
 		next := w.setUsualAffines(c, n, mean, variance, false)
 		w.formed = w.formed || next < n
-		if next == c { // precise and faint channels are looked for
+		if next == c { // precise channels are looked for
 			next = w.setUsualAffines(c, min(c+mostSpan, n), mean, variance, true)
 		}
 		if next == c {
@@ -776,8 +775,8 @@ func (w *workspace) setAffines(n int, mean, variance []float32) {
 }
 
 // setUsualAffines is setAffines for channels from c to n-1 as long as they are usual. It
-// returns the first channel that is left. With precise, precise and faint channels are as
-// good as usual ones.
+// returns the first channel that is left. With precise, precise channels are as good as
+// usual ones.
 func (w *workspace) setUsualAffines(c, n int, mean, variance []float32, precise bool) int {
 	v, staged := w.vectors(c, n)
 	if v == 0 || w.renorm.r != nil {
@@ -972,7 +971,7 @@ func (w *workspace) allIn64(c, c1 int) bool {
 		if w.anyTiny {
 			tiny = binary.LittleEndian.Uint64(ch.tiny[c:])
 		}
-		return noByteZero(tiny|form&^(faintForm*eachByte)) && form&(wideForm*eachByte) == 0
+		return noByteZero(tiny|form) && form&(wideForm*eachByte) == 0
 	}
 	for end := min(c+lanes, c1); c < end; c++ {
 		if !w.in64(c) {
@@ -1246,12 +1245,8 @@ const wideOutputs = 1 << 7
 // whether there are any; otherwise nothing may be set.
 func (w *workspace) findInBlocks(c0, c1 int) bool {
 	form := w.channels.form[c0:c1]
-	wide, precise, faint := w.anyWide(c0, c1), false, false
-	if w.anyFormed(c0, c1) {
-		precise = bytes.IndexByte(form, preciseForm) >= 0
-		faint = !w.backward && w.tinyAct.value == tinyProduct && w.apply.res == nil && bytes.IndexByte(form, faintForm) >= 0
-	}
-	if !wide && !precise && !faint && !w.anyTiny {
+	wide, precise := w.anyWide(c0, c1), w.anyFormed(c0, c1) && bytes.IndexByte(form, preciseForm) >= 0
+	if !wide && !precise && !w.anyTiny {
 		return false
 	}
 	outputs := w.channels.outputs[c0:c1]
@@ -1268,17 +1263,7 @@ func (w *workspace) findInBlocks(c0, c1 int) bool {
 	if precise {
 		addFactors(outputs, form)
 	}
-	for i := 0; faint && i < len(form); i++ {
-		if form[i] == faintForm && w.isFaint(c0+i) {
-			outputs[i] |= tinyFactors
-		}
-	}
 	return anySet(outputs)
-}
-
-// isFaint reports whether z of a channel in faintForm may be tiny.
-func (w *workspace) isFaint(c int) bool {
-	return magnitudeBits(*w.channels.fields.ref(fieldB, c)) <= tinyZBits
 }
 
 // anySet reports whether bytes are not all 0: the first one is not, or they are not all equal.

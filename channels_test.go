@@ -227,7 +227,7 @@ var exotic = []float64{math.NaN(), math.Inf(1), math.Inf(-1), 0, math.Copysign(0
 // Statistics and constants are products of several numbers, so it is up to 64 times as
 // large.
 func nearLimit(k int) float64 {
-	limits := [...]float64{sureMin, sureMax, tameMin, tameMax, factorMin, factorMax, tinyZ, 0x1p-50, 0x1p+50}
+	limits := [...]float64{sureMin, sureMax, tameMin, tameMax, factorMin, factorMax, 0x1p-50, 0x1p+50}
 	factors := [...]float64{0.99, 1, 1.01, 2, 0.5, 8, 1.0 / 8, 64}
 	return limits[k%len(limits)] * factors[k/len(limits)%len(factors)]
 }

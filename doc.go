@@ -96,7 +96,7 @@
 // Where sums of gradients overflow or vanish, they are taken again: values are multiplied
 // by a power of two, block by block, and go through the same kernels. Outputs are computed
 // from scaled values, too, where the mean exceeds 2^100. Scaling by a power of two is exact.
-// Where gamma*invstd leaves the range from 2^-120 to 2^120, or invstd that from 2^-100 to
+// Where gamma*invstd leaves the range from 2^-96 to 2^120, or invstd that from 2^-100 to
 // 2^100, the products of outputs and the sums of a backward pass are float64. So data of any
 // finite scale normalizes as well as data of scale 1. Such channels take more time.
 //

@@ -14016,10 +14016,10 @@ DATA records64ChannelsTable<>+96(SB)/8, $0x7fffffffffffffff
 DATA records64ChannelsTable<>+104(SB)/8, $0x7fffffffffffffff
 DATA records64ChannelsTable<>+112(SB)/8, $0x7fffffffffffffff
 DATA records64ChannelsTable<>+120(SB)/8, $0x7fffffffffffffff
-DATA records64ChannelsTable<>+128(SB)/8, $0x386fffffffffffff
-DATA records64ChannelsTable<>+136(SB)/8, $0x386fffffffffffff
-DATA records64ChannelsTable<>+144(SB)/8, $0x386fffffffffffff
-DATA records64ChannelsTable<>+152(SB)/8, $0x386fffffffffffff
+DATA records64ChannelsTable<>+128(SB)/8, $0x39efffffffffffff
+DATA records64ChannelsTable<>+136(SB)/8, $0x39efffffffffffff
+DATA records64ChannelsTable<>+144(SB)/8, $0x39efffffffffffff
+DATA records64ChannelsTable<>+152(SB)/8, $0x39efffffffffffff
 DATA records64ChannelsTable<>+160(SB)/8, $0x4770000000000001
 DATA records64ChannelsTable<>+168(SB)/8, $0x4770000000000001
 DATA records64ChannelsTable<>+176(SB)/8, $0x4770000000000001

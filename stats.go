@@ -70,8 +70,8 @@ const (
 	// vanishes is at most 2^-150, which is 2^-30 of this.
 	gradMin = 0x1p-120
 	// Numbers that are only factors. Their products may leave float32's range where the
-	// exact products do.
-	factorMin = 0x1p-120
+	// exact products do; smaller ones make a tiny z of usual deviations.
+	factorMin = 0x1p-96
 	factorMax = 0x1p+120
 )
 
@@ -144,11 +144,8 @@ func (f *affine) form() byte {
 
 // formOf returns the form of a channel that is not wide.
 func formOf(invstd, scale float64) byte {
-	switch {
-	case isWild(scale) || wild(invstd, sureMin, sureMax):
+	if isWild(scale) || wild(invstd, sureMin, sureMax) {
 		return preciseForm
-	case scale != 0 && math.Abs(scale) < tinyZ:
-		return faintForm
 	}
 	return 0
 }

@@ -341,8 +341,7 @@ const (
 	tameMin   = 0x1p-60
 	gradMin   = 0x1p-120
 	tinyMost  = 0x1p-110
-	factorMin = 0x1p-120
-	tinyZ     = 0x1p-96
+	factorMin = 0x1p-96
 	factorMax = 0x1p+120
 
 	negligible = 0x1p-40
@@ -667,7 +666,7 @@ func (c *chans) affine(m, s, i, t pair) {
 	c.store64(s, c.find64("scale"))
 	c.narrow(t[0], s, t[1])
 	c.store(t[0], mem{base: c.findConst("a").at})
-	c.within(t[0], 2*tinyZ, factorMax/2, t[1])
+	c.within(t[0], 2*factorMin, factorMax/2, t[1])
 	c.load(t[1], mem{base: c.find32("gamma").at})
 	c.abs(t[1], t[1])
 	c.opC(opLE, t[1], t[1], 0) // a scale of 0 is usual, too
@@ -685,7 +684,7 @@ func (c *chans) affine(m, s, i, t pair) {
 	c.store32(t, c.findConst("b"))
 }
 
-// refuseWide says that wide channels are unusual, and precise and faint ones unless they are as good as
+// refuseWide says that wide channels are unusual, and precise ones unless they are as good as
 // usual ones, by the mean, invstd and scale in memory; m, s, i and t are temporaries.
 func (c *chans) refuseWide(m, s, i, t pair) {
 	c.load64(m, c.find64("mean"))
@@ -699,7 +698,7 @@ func (c *chans) refuseWide(m, s, i, t pair) {
 		c.refuse(t[0])
 	}
 	c.refuseWild(i, sureMin, sureMax, t)
-	c.refuseWild(s, tinyZ, factorMax, t)
+	c.refuseWild(s, factorMin, factorMax, t)
 }
 
 // backwardChannels goes from sums to the constants of dx.
