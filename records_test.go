@@ -53,7 +53,13 @@ func TestRecords(t *testing.T) {
 		mean, invstd, gamma := make([]float64, s.Channels), make([]float64, s.Channels), make([]float32, s.Channels)
 		for c := range mean {
 			mean[c], invstd[c] = float64(c)*1.1, 1+float64(c%7)
-			gamma[c] = []float32{1, -2, 1e-40, 0, -3e-38, 0.7}[c%6]
+			gamma[c] = []float32{1, -2, 1e-40, 0, -3e-38, 0.7, 3e38}[c%7]
+			switch c % 5 {
+			case 1:
+				invstd[c] *= 0x1p-103
+			case 2:
+				invstd[c] *= 0x1p101
+			}
 		}
 		w.backward, w.gamma, w.beta = true, gamma, list
 		w.setSaved(mean, invstd)

@@ -406,11 +406,14 @@ func (w *workspace) affineProducts(c *constants, act Activation, k *kernelArgs, 
 
 // ---- constants
 
-// factorZ returns the factor of x-m in z of a channel: a, or the scale where that is small.
+// factorZ returns the factor of x-m in z of a channel: a, or the scale where that is wild. A wild invstd
+// alone leaves it a, as channelRecords64 does.
 func (w *workspace) factorZ(c int, a float32) float64 {
 	switch w.channels.form[c] {
 	case preciseForm:
-		return w.channels.scale[c]
+		if scale := w.channels.scale[c]; isWild(scale) {
+			return scale
+		}
 	case wideForm:
 		f := w.channels.affine(c)
 		return f.factor()

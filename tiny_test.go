@@ -550,3 +550,35 @@ func TestTinySumsOfManyColumns(t *testing.T) {
 		}
 	}
 }
+
+// TestWildInvStd: where invstd leaves its range, and gamma*invstd does not, every way rounds z of a backward pass
+// as that of the forward pass is, at the kink too.
+func TestWildInvStd(t *testing.T) {
+	t.Parallel()
+	for _, s := range []batchnorm.Shape{{Outer: 40, Channels: 200, Inner: 1}, {Outer: 3, Channels: 60, Inner: 9}, {Outer: 2, Channels: 20, Inner: 100}} {
+		for _, scale := range []float64{0x1p-110, 0x1p98} {
+			p := problem{shape: s, act: batchnorm.ReLU, epsilon: 0, ops: forward | backward, x: gen.Normal(1, s.Len(), 0, 1),
+				dy: gen.Normal(2, s.Len(), 0, 1), residual: slices.Repeat([]float32{0}, s.Len()), gamma: gen.Uniform(3, s.Channels, 1, 8),
+				beta: make([]float32, s.Channels), mean: make([]float32, s.Channels), vari: make([]float32, s.Channels)}
+			for k, v := range p.x {
+				p.x[k] = float32(float64(v) * scale * 8) // exact
+			}
+			stats := reference.Forward(p.reference())
+			for c, invstd := range stats.InvStd {
+				p.gamma[c] = float32(float64(p.gamma[c]) / invstd)
+				x := p.x[c*s.Inner] // one z is 0 or next to it
+				p.beta[c] = -float32((float64(x) - stats.Mean[c]) * float64(p.gamma[c]) * invstd)
+			}
+			without := p
+			without.residual = nil
+			for _, p := range []problem{p, without} {
+				r := plain(batchnorm.Mask{}).same(t, p, waysOfModes(), slices.Clone)
+				for k, v := range r.dres {
+					if want := p.dy[k]; r.y[k] > 0 && v != want || r.y[k] == 0 && v != 0 {
+						t.Fatalf("%v, x * %g: dresidual[%d] is %g where dy is %g and y is %g", s, scale, k, v, want, r.y[k])
+					}
+				}
+			}
+		}
+	}
+}
