@@ -1091,10 +1091,10 @@ func (w *workspace) saveGammaGrad(c0, c1 int) {
 // needsCare reports whether dx of a channel needs scaled values. The channel is not wide,
 // but constants of dx are outside of float32's comfortable range. Constants that are only
 // small do no harm if gradients and deviations are in it. Gradients that are all 0, or not
-// all finite, need no scaling.
+// all finite, need no scaling, unless they are 0 in a part of a batch alone.
 func (ch *channels) needsCare(c int) bool {
 	e := ch.extent[c]
-	if e == 0 || !isNumber(e) {
+	if e == 0 && ch.k1[c] == 0 && ch.k2[c] == 0 || !isNumber(e) {
 		return false
 	}
 	return !comfortable(e) || wild(ch.invstd[c], tameMin, tameMax) || math.Abs(ch.k1[c]) > sureMax || math.Abs(ch.k2[c]) > sureMax

@@ -103,6 +103,27 @@ func TestSplitEmptyPart(t *testing.T) {
 	}
 }
 
+// TestSplitZeroGradients: where dy is 0 in a part of a batch, dx there has the digits that it has in the
+// whole batch, whatever its constants are.
+func TestSplitZeroGradients(t *testing.T) {
+	t.Parallel()
+	for _, s := range []batchnorm.Shape{{Outer: 40, Channels: 24, Inner: 1}, {Outer: 4, Channels: 5, Inner: 60}} {
+		for _, k := range []struct{ x, mean, dy float64 }{{1e34, 1e34, 1}, {1e31, 1e31, 1e-25}, {1e10, 0, 1e-32}, {1e25, 0, 1e-20}, {1, 0, 1e-37}, {1, 0, 1}} {
+			p := problem{shape: s, ops: forward | backward, epsilon: batchnorm.DefaultEpsilon, x: gen.Normal(1, s.Len(), 0, 1), dy: gen.Normal(2, s.Len(), 0, 1),
+				mean: make([]float32, s.Channels), vari: make([]float32, s.Channels)}
+			p.gamma = slices.Repeat([]float32{1e30}, s.Channels)
+			for i := range p.x {
+				p.x[i] = float32(float64(p.x[i])*k.x + k.mean)
+				p.dy[i] = float32(float64(p.dy[i]) * k.dy)
+				if i >= s.Len()/2 {
+					p.dy[i] = 0
+				}
+			}
+			p.checkBounds(t, split([]int{s.Outer / 2, s.Outer}, batchnorm.Mask{}).same(t, p, waysOfModes(), slices.Clone))
+		}
+	}
+}
+
 // The order in which parts arrive is nothing to MergeMoments, as their places
 // say which is which; and its result is the exact one but for a few roundings.
 func TestMergeMoments(t *testing.T) {

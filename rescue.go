@@ -489,9 +489,11 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 		}
 		e := ch.extent[c]
 		ch.powerX[c], ch.powerG[c] = 0, 0
-		if isNumber(e) && e > 0 {
-			ch.powerX[c] = xPower(ch.mean[c], ch.invstd[c])
-			ch.powerG[c] = -exponentOf(float64(e))
+		if isNumber(e) {
+			ch.powerX[c], ch.powerG[c] = xPower(ch.mean[c], ch.invstd[c]), mostPower
+			if e > 0 {
+				ch.powerG[c] = -exponentOf(float64(e))
+			}
 		}
 		switch {
 		case !check || !w.suspicious(c):
