@@ -94,7 +94,7 @@ func (a *kernelArgs) takesAssist(kernel int, act Activation, i int, coef []float
 			z += a.res[i]
 		}
 	}
-	magnitude, tiny := math.Abs(float64(z)), act.ofTinyZ()
+	magnitude, tiny := math.Abs(float64(z)), act.formsOfTinyZ()
 	if kernel == kernelNormalize { // coefficients are 2^-30 and more
 		return tiny.value != tinyUsual && z != 0 && magnitude < 0x1p-126*0x1p30 && magnitude < tinyZ
 	}

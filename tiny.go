@@ -583,10 +583,9 @@ func (w *workspace) slopes(act Activation, buf *buffers, coef []float32, b *bloc
 	}
 	k := w.ofGradient(buf, coef, b, to)
 	k.dy = plusOnes
-	if w.tinyAct.slope == tinyLevel {
-		w.liftTiny(buf, &k, b.res != nil, b)
+	if !w.slopesTiny(buf, to, &k, b.res != nil, b) {
+		w.alike(kernelInputGrad, act, &k, b.len())
 	}
-	w.alike(kernelInputGrad, act, &k, b.len())
 	return to
 }
 

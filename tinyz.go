@@ -33,7 +33,8 @@ const (
 // tinyActivation describes an activation of tiny z.
 type tinyActivation struct {
 	value, slope tinyForm
-	product      record // of kernelTinyZ
+	product      record    // of kernelTinyZ
+	slopes       []float32 // of a block of tiny z, unless they depend on the sign
 }
 
 // productRecord returns the constants of kernelTinyZ for z times a factor, or with gated for the sum of the
@@ -55,6 +56,16 @@ var lifts = productRecord(lift, lift, false)
 
 // ofTinyZ returns the description of an activation.
 func (a Activation) ofTinyZ() tinyActivation {
+	n := a.formsOfTinyZ()
+	slopes := []float32{1 / lift, -1 / lift, 0}
+	if a.derivative(slopes); n.slope == tinyLevel && slopes[0] == slopes[1] && slopes[1] == slopes[2] {
+		n.slopes = repeated(slopes[0])
+	}
+	return n
+}
+
+// formsOfTinyZ is ofTinyZ without slopes.
+func (a Activation) formsOfTinyZ() tinyActivation {
 	n := tinyActivation{value: tinyProduct, slope: tinyLevel}
 	above, below, gated := float32(1), float32(1), false
 	switch a.kind {
@@ -115,14 +126,21 @@ func (w *workspace) activate(act Activation, buf *buffers, k *kernelArgs, summed
 	w.ofTinyZ(&w.tinyAct.product, y, z, others)
 }
 
-// liftTiny replaces tiny z, which operands of a gradient have as activate's have, by z whose slopes are
-// the same.
-func (w *workspace) liftTiny(buf *buffers, k *kernelArgs, summed bool, b *block) {
-	if w.sampledTiny(k, summed, b) {
-		z := w.zOf(buf, k, summed, b)
-		w.ofTinyZ(&lifts, buf.ofTinyZ.lifted[:], z, z)
-		k.x, k.res, k.coef = minusZeros, buf.ofTinyZ.lifted[:], asZero
+// slopesTiny sets slopes if all z of a block are tiny and have the same, and reports whether it did.
+// Otherwise it replaces tiny z, which operands of a gradient have as activate's have, by z whose slopes
+// are the same.
+func (w *workspace) slopesTiny(buf *buffers, slopes []float32, k *kernelArgs, summed bool, b *block) bool {
+	if w.tinyAct.slope == tinyUsual || !w.sampledTiny(k, summed, b) {
+		return false
 	}
+	z, lifted := w.zOf(buf, k, summed, b), buf.ofTinyZ.lifted[:]
+	if w.tinyAct.slopes != nil && w.allTinyZ(buf, z) {
+		copy(slopes[:len(z)], w.tinyAct.slopes)
+		return true
+	}
+	w.ofTinyZ(&lifts, lifted, z, z)
+	k.x, k.res, k.coef = minusZeros, lifted, asZero
+	return false
 }
 
 // zOf returns z of a block, of operands as activate's.
