@@ -287,7 +287,8 @@ func TestLargeNotFinite(t *testing.T) {
 // TestLargeAnywhere: a sample finds a channel of large values wherever it lies among others, so that no
 // sums are taken again. It counts these, so that no other test may run beside it.
 func TestLargeAnywhere(t *testing.T) {
-	for _, s := range []batchnorm.Shape{{Outer: 70, Channels: 300, Inner: 1}, {Outer: 80, Channels: 61, Inner: 3}, {Outer: 3, Channels: 40, Inner: 30}} {
+	for _, s := range []batchnorm.Shape{{Outer: 70, Channels: 300, Inner: 1}, {Outer: 80, Channels: 61, Inner: 3},
+		{Outer: 3, Channels: 40, Inner: 30}} {
 		p := newPlan(t, s)
 		y := make([]float32, s.Len())
 		for c := range s.Channels {

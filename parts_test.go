@@ -108,8 +108,10 @@ func TestSplitEmptyPart(t *testing.T) {
 func TestSplitZeroGradients(t *testing.T) {
 	t.Parallel()
 	for _, s := range []batchnorm.Shape{{Outer: 40, Channels: 24, Inner: 1}, {Outer: 4, Channels: 5, Inner: 60}} {
-		for _, k := range []struct{ x, mean, dy float64 }{{1e34, 1e34, 1}, {1e31, 1e31, 1e-25}, {1e10, 0, 1e-32}, {1e25, 0, 1e-20}, {1, 0, 1e-37}, {1, 0, 1}} {
-			p := problem{shape: s, ops: forward | backward, epsilon: batchnorm.DefaultEpsilon, x: gen.Normal(1, s.Len(), 0, 1), dy: gen.Normal(2, s.Len(), 0, 1),
+		for _, k := range []struct{ x, mean, dy float64 }{{1e34, 1e34, 1}, {1e31, 1e31, 1e-25}, {1e10, 0, 1e-32}, {1e25, 0, 1e-20},
+			{1, 0, 1e-37}, {1, 0, 1}} {
+			p := problem{shape: s, ops: forward | backward, epsilon: batchnorm.DefaultEpsilon,
+				x: gen.Normal(1, s.Len(), 0, 1), dy: gen.Normal(2, s.Len(), 0, 1),
 				mean: make([]float32, s.Channels), vari: make([]float32, s.Channels)}
 			p.gamma = slices.Repeat([]float32{1e30}, s.Channels)
 			for i := range p.x {

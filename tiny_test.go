@@ -555,7 +555,8 @@ func TestTinySumsOfManyColumns(t *testing.T) {
 // as that of the forward pass is, at the kink too.
 func TestWildInvStd(t *testing.T) {
 	t.Parallel()
-	for _, s := range []batchnorm.Shape{{Outer: 40, Channels: 200, Inner: 1}, {Outer: 3, Channels: 60, Inner: 9}, {Outer: 2, Channels: 20, Inner: 100}} {
+	for _, s := range []batchnorm.Shape{{Outer: 40, Channels: 200, Inner: 1}, {Outer: 3, Channels: 60, Inner: 9},
+		{Outer: 2, Channels: 20, Inner: 100}} {
 		for _, scale := range []float64{0x1p-110, 0x1p98} {
 			p := problem{shape: s, act: batchnorm.ReLU, epsilon: 0, ops: forward | backward, x: gen.Normal(1, s.Len(), 0, 1),
 				dy: gen.Normal(2, s.Len(), 0, 1), residual: slices.Repeat([]float32{0}, s.Len()), gamma: gen.Uniform(3, s.Channels, 1, 8),

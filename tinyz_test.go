@@ -9,8 +9,8 @@ import (
 )
 
 // tinyZActivations are all kinds, some with parameters at the ends of what is allowed.
-var tinyZActivations = append(slices.Clone(sweptActivations), LeakyReLU(0), LeakyReLU(-0.5), LeakyReLU(1e30), LeakyReLU(1e-44), LeakyReLU(negativeZero),
-	ELU(0), ELU(1e30), ELU(1e-44), ELU(negativeZero), Clip(-1e-39, 1e-35))
+var tinyZActivations = append(slices.Clone(sweptActivations), LeakyReLU(0), LeakyReLU(-0.5), LeakyReLU(1e30), LeakyReLU(1e-44),
+	LeakyReLU(negativeZero), ELU(0), ELU(1e30), ELU(1e-44), ELU(negativeZero), Clip(-1e-39, 1e-35))
 
 // tinyValues returns n values of z: tiny ones of every magnitude, those around the largest, zeros, and with
 // others, or at the end, usual numbers and what is none.
