@@ -2,7 +2,8 @@ package batchnorm
 
 import "math"
 
-// Channels whose constants leave float32's range, or whose sums of gradients overflowed or vanished.
+// Channels whose mean is so large that x-m may overflow, whose constants of dx leave float32's range, or
+// whose sums of gradients overflowed or vanished.
 // They go through the same kernels. x and the gradients are multiplied by powers of two
 // first, block by block, in memory that stays in a cache. The powers are taken back
 // where float64 holds the result. A power of two changes no digit.

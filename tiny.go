@@ -9,7 +9,7 @@ import (
 )
 
 // Channels of tiny numbers: gradients, or values of x, that are subnormal or nearly so, or
-// constants that are. Float32 products of them are subnormal: they lose digits, and each
+// constants that are; and precise channels (stats.go), whose constants may be too large, too. Float32 products of them are subnormal: they lose digits, and each
 // takes a microcode assist of about a hundred cycles on Intel's processors. For such channels
 // z, the sums of a backward pass and dx are products in float64, which none of these numbers
 // leaves, block by block of values that stay in a cache. z is rounded to float32, and so has the
@@ -26,7 +26,7 @@ const tinyMost = 0x1p-110
 const (
 	tinyDeviations = 1 << iota // of x from the mean: x is tiny, and so is its mean
 	tinyGradients
-	tinyFactors // the scale: the channel is small
+	tinyFactors // the scale, or the channel is precise for another reason
 	mixedKinds  // of channels side by side, of which some have tiny numbers and some have none
 )
 
