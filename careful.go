@@ -3,10 +3,9 @@ package batchnorm
 import "math"
 
 // Channels whose mean is so large that x-m may overflow, whose constants of dx leave float32's range, or
-// whose sums of gradients overflowed or vanished.
-// They go through the same kernels. x and the gradients are multiplied by powers of two
-// first, block by block, in memory that stays in a cache. The powers are taken back
-// where float64 holds the result. A power of two changes no digit.
+// whose sums of gradients overflowed or vanished. They go through the same kernels. x and the
+// gradients are multiplied by powers of two first, block by block, in memory that stays in a cache.
+// The powers are taken back where float64 holds the result. A power of two changes no digit.
 
 // constants are the constants by which kernels scale a block, and compute its z and dx. The
 // records are one for a row, or one for every 8 of up to mostSpan columns. Factors are

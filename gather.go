@@ -38,7 +38,7 @@ type buffers struct {
 	x, dy, res [bufferLen]float32
 	y, dres    [bufferLen]float32
 	scaled, g  [bufferLen]float32
-	ofTinyZ    tinyZBuffers
+	tinyZ      tinyZBuffers
 	sums       [sumLen]float64
 	sums64     [2 * besideColumns]float64
 	inWindow   windowSums // of columns, in float64

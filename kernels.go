@@ -242,12 +242,14 @@ const (
 	// All three tensors may have strides of their own. y may be x or dy of the same stride.
 	kernelChoose
 
-	// kernelTinyZ exists in cols only. coef has a number for each of its fields, in all lanes. It computes,
-	// for every element, from an x that is tiny,
+	// kernelTinyZ exists in cols only. It replaces tiny values: where |x| <= most it computes
 	//
-	//	factor := x > 0 ? above : below    // coef has the bits of below, and of above ^ below
-	//	base := x > 0 ? x & gate : 0, | zero    // both are bits
-	//	y = |x| <= most ? base + float32(x*factor) : dy    // the product is float64
+	//	factor := above where x > 0, below elsewhere
+	//	base := x & gate | zero where x > 0, zero elsewhere    // of bits
+	//	y = base + float32(x*factor)    // the product is float64
+	//
+	// and y = dy elsewhere. coef has a field for each constant, in all lanes: above is that of
+	// tinyZFlip ^ tinyZBelow.
 	//
 	// All three tensors may have strides of their own. y may be x or dy of the same stride.
 	kernelTinyZ

@@ -9,13 +9,14 @@ import (
 )
 
 // Channels of tiny numbers: gradients, or values of x, that are subnormal or nearly so, or
-// constants that are; and precise channels (stats.go), whose constants may be too large, too. Float32 products of them are subnormal: they lose digits, and each
+// constants that are. Float32 products of them are subnormal: they lose digits, and each
 // takes a microcode assist of about a hundred cycles on Intel's processors. For such channels
 // z, the sums of a backward pass and dx are products in float64, which none of these numbers
 // leaves, block by block of values that stay in a cache. z is rounded to float32, and so has the
-// bits of a float32 product unless its factor is tiny.
+// bits of a float32 product unless its factor is wild. Channels whose constants are too large for
+// float32 go the same way: both are precise (stats.go).
 //
-// Constants are known to be tiny. Four values of a channel decide on the others, or more if these are 0
+// Constants are known. Four values of a channel decide on the others, or more if these are 0
 // (sparse.go), so that the decision is the same on every path and for any number of workers.
 
 // tinyMost is the largest magnitude of a tiny number. Products of larger ones are

@@ -96,9 +96,9 @@ func (a Activation) formsOfTinyZ() tinyActivation {
 // tinyZBuffers are the values of a block with tiny z.
 type tinyZBuffers struct{ lifted, others [bufferLen]float32 }
 
-// ofTinyZ runs kernelTinyZ on a block without gaps: y is made of z by the constants where z is tiny, and is
+// whereTiny runs kernelTinyZ on a block without gaps: y is made of z by the constants where z is tiny, and is
 // other elsewhere.
-func (w *workspace) ofTinyZ(r *record, y, z, other []float32) {
+func (w *workspace) whereTiny(r *record, y, z, other []float32) {
 	n := len(z)
 	k := kernelArgs{x: z, dy: other, y: y, rows: 1, n: n, stride: n, strideDY: n, strideY: n, coef: r[:]}
 	w.plan.path.run(kernelTinyZ, cols, Identity, &k)
@@ -113,17 +113,17 @@ func (w *workspace) activate(act Activation, buf *buffers, k *kernelArgs, summed
 	}
 	z, y := w.zOf(buf, k, summed, b), k.y
 	if w.tinyAct.value == tinyLevel {
-		w.ofTinyZ(&lifts, buf.ofTinyZ.lifted[:], z, z)
-		w.alike(kernelNormalize, act, &kernelArgs{x: minusZeros, res: buf.ofTinyZ.lifted[:], y: y, coef: asItIs, stream: k.stream}, len(z))
+		w.whereTiny(&lifts, buf.tinyZ.lifted[:], z, z)
+		w.alike(kernelNormalize, act, &kernelArgs{x: minusZeros, res: buf.tinyZ.lifted[:], y: y, coef: asItIs, stream: k.stream}, len(z))
 		return
 	}
 	others := z
 	if !w.allTinyZ(buf, z) {
-		others = buf.ofTinyZ.others[:]
-		w.ofTinyZ(&lifts, buf.ofTinyZ.lifted[:], z, z)
-		w.alike(kernelNormalize, act, &kernelArgs{x: minusZeros, res: buf.ofTinyZ.lifted[:], y: others, coef: asItIs}, len(z))
+		others = buf.tinyZ.others[:]
+		w.whereTiny(&lifts, buf.tinyZ.lifted[:], z, z)
+		w.alike(kernelNormalize, act, &kernelArgs{x: minusZeros, res: buf.tinyZ.lifted[:], y: others, coef: asItIs}, len(z))
 	}
-	w.ofTinyZ(&w.tinyAct.product, y, z, others)
+	w.whereTiny(&w.tinyAct.product, y, z, others)
 }
 
 // slopesTiny sets slopes if all z of a block are tiny and have the same, and reports whether it did.
@@ -133,12 +133,12 @@ func (w *workspace) slopesTiny(buf *buffers, slopes []float32, k *kernelArgs, su
 	if w.tinyAct.slope == tinyUsual || !w.sampledTiny(k, summed, b) {
 		return false
 	}
-	z, lifted := w.zOf(buf, k, summed, b), buf.ofTinyZ.lifted[:]
+	z, lifted := w.zOf(buf, k, summed, b), buf.tinyZ.lifted[:]
 	if w.tinyAct.slopes != nil && w.allTinyZ(buf, z) {
 		copy(slopes[:len(z)], w.tinyAct.slopes)
 		return true
 	}
-	w.ofTinyZ(&lifts, lifted, z, z)
+	w.whereTiny(&lifts, lifted, z, z)
 	k.x, k.res, k.coef = minusZeros, lifted, asZero
 	return false
 }
