@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/fusedbn/batchnorm"
+	"github.com/fusedbn/batchnorm/internal/gen"
 	"github.com/fusedbn/batchnorm/internal/reference"
 )
 
@@ -126,6 +127,44 @@ func TestFrozenSpecial(t *testing.T) {
 					DY: slices.Repeat([]float32{3}, len(x)), X: x, Gamma: slices.Repeat([]float32{2}, s.Channels),
 					Mean: slices.Repeat([]float32{mean}, s.Channels), Var: slices.Repeat([]float32{4}, s.Channels), DX: dx}))
 				expectBits(t, fmt.Sprintf("dx of %v with mean %g", s, mean), dx, []float32{nan, nan, nan, 3, 3, 3, 3, 3})
+			}
+		}
+	})
+}
+
+// TestFrozenFarFromStatistics: values far outside of what the statistics say overflow no sum of dgamma
+// that is finite.
+func TestFrozenFarFromStatistics(t *testing.T) {
+	t.Parallel()
+	cases := []struct{ mean, variance, x, dy float64 }{ // the largest x, and a usual dy
+		{0, 1, 3e38, 1}, {0.3, 0.5, 3.4e38, 0.2}, {0, 1e-12, 1e37, 1e-2}, {4e30, 1, 3e38, 1}, {-9e30, 2e-27, 1e37, 1e-2}, {1e38, 1e30, 3e38, 1e14}}
+	forEachPath(t, func(t *testing.T, path batchnorm.Path) {
+		for _, s := range []batchnorm.Shape{{2, 40, 9}, {3, 8, 3}, {12, 41, 1}} {
+			for _, c := range cases {
+				p := newProblem(s, bare)
+				p.mean = slices.Repeat([]float32{float32(c.mean)}, s.Channels)
+				p.vari = slices.Repeat([]float32{float32(c.variance)}, s.Channels)
+				sums := make([]float64, s.Channels)
+				for i, x := range gen.Uniform(7, s.Len(), -1, 1) {
+					p.x[i], p.dy[i] = float32(float64(x)*c.x), float32(float64(p.dy[i])*c.dy)
+					sums[channelOf(s, i)] += math.Abs(float64(p.dy[i])*(float64(p.x[i])-float64(p.mean[0]))) / math.Sqrt(float64(p.vari[0])+p.epsilon)
+				}
+				dx, dgamma := make([]float32, s.Len()), make([]float32, s.Channels)
+				noError(t, newPlan(t, s, batchnorm.WithPath(path), batchnorm.WithEpsilon(p.epsilon)).FrozenBackward(batchnorm.FrozenBackwardArgs{
+					DY: p.dy, X: p.x, Mean: p.mean, Var: p.vari, DX: dx, DGamma: dgamma}))
+				checked := 0
+				for j, want := range reference.FrozenBackward(p.reference(), p.mean, p.vari).DGamma {
+					if math.Abs(want) > 3e38 {
+						continue
+					}
+					checked++
+					if d := math.Abs(float64(dgamma[j]) - want); !(d <= sums[j]*1e-6) {
+						t.Errorf("%v, %v: dgamma[%d] is %g, want %g", s, c, j, dgamma[j], want)
+					}
+				}
+				if checked == 0 {
+					t.Errorf("%v, %v: no dgamma is finite", s, c)
+				}
 			}
 		}
 	})

@@ -491,6 +491,9 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 		ch.powerX[c], ch.powerG[c] = 0, 0
 		if isNumber(e) {
 			ch.powerX[c], ch.powerG[c] = xPower(ch.mean[c], ch.invstd[c]), mostPower
+			if r := ch.sumB[c]; r-r != 0 || ch.isWide(c) { // given statistics may be far from x
+				ch.powerX[c] = min(ch.powerX[c], -largeMeanPower)
+			}
 			if e > 0 {
 				ch.powerG[c] = -exponentOf(float64(e))
 			}
