@@ -6,20 +6,22 @@ import (
 )
 
 // Columns of tiny numbers beside others (cols). The kernels in float32 go over all columns,
-// in the order of memory. Where something is tiny, -m is NaN for them: then their products
-// are NaN, which takes no assist, and nobody uses them. The kernels in float64 go over the
-// vectors that have such columns. Each column takes its results from one of the two, so that
-// its bits don't depend on its neighbours.
+// in the order of memory: to leave columns out would take longer. Where something is tiny, -m
+// is NaN for them: then their products are NaN, which takes no assist, and nobody uses them. The
+// kernels in float64 go over the vectors that have such columns, with constants of their own.
+// Each column takes its results from one of the two, so that its bits don't depend on its
+// neighbours.
 
 // tinyColumns says which columns have tiny numbers, and has the constants of columns. It is set
 // before the tasks of a phase.
 type tinyColumns struct {
 	spans   []tinySpan
-	all     bool       // all columns are in spans, and none is mixed
+	all     bool       // all columns are in spans, and the kernels in float64 alone go over them
 	factors []float64  // of x-m in z
 	records []record64 // one for 8 columns
 	masks   []float32  // of columns: all ones where nothing is tiny
-	others  []float32  // the records of all columns for the kernels in float32
+	coef    []float32  // the records of columns in spans for the kernels in float64
+	own     []float32  // its memory, unless it is the workspace's
 }
 
 // tinySpan is some adjacent columns, in whole vectors, of which each vector has a tiny one, or in a
@@ -44,7 +46,7 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 		if kind&^(mixedKinds|wideOutputs) != 0 {
 			t.spans = append(t.spans, s)
 		}
-		t.all = t.all && kind != 0 && !s.mixed
+		t.all = t.all && kind != 0 && !(s.mixed && w.backward) // forward, both ways have the same bits
 	}
 	if len(t.spans) == 0 {
 		return
@@ -52,10 +54,10 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 	padded := roundUp(width, lanes)
 	if len(t.masks) < padded {
 		t.masks, t.factors, t.records = make([]float32, padded), make([]float64, padded), make([]record64, padded/lanes)
-		t.others = make([]float32, padded*coefLen)
+		t.own = make([]float32, padded*coefLen)
 	}
-	if !t.all {
-		copy(t.others, w.coef[:padded*coefLen])
+	if t.coef = t.own; t.all {
+		t.coef = w.coef
 	}
 	for _, s := range t.spans {
 		if !w.backward || w.needsZ() {
@@ -72,21 +74,38 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 			}
 		}
 		if !t.all {
+			copyShort(t.own[s.first*coefLen:s.records()], w.coef[s.first*coefLen:])
 			w.setMasks(kinds, s)
 		}
 	}
 }
 
-// setMasks sets the masks of columns, and their -m for the kernels in float32.
+// records returns the end of the records of a span.
+func (s tinySpan) records() int { return roundUp(s.end, lanes) * coefLen }
+
+// unsetTinyColumns takes back what the kernels in float32 have for columns in spans.
+func (w *workspace) unsetTinyColumns() {
+	t := &w.tinyColumns
+	for _, s := range t.spans {
+		if !t.all {
+			copyShort(w.coef[s.first*coefLen:s.records()], t.own[s.first*coefLen:])
+		}
+	}
+}
+
+// setMasks sets the masks of columns, and their -m for the kernels in float32. Wide ones keep theirs,
+// which their own way needs.
 func (w *workspace) setMasks(kinds []byte, s tinySpan) {
 	t := &w.tinyColumns
 	for j := s.first; j < s.end; j++ {
-		if kinds[w.channelOf(j)]&^wideOutputs == 0 {
+		switch kind := kinds[w.channelOf(j)]; {
+		case kind&^wideOutputs == 0:
 			t.masks[j] = math.Float32frombits(math.MaxUint32)
 			continue
+		case kind&wideOutputs == 0:
+			w.coef[j/lanes*lanes*coefLen+fieldN*lanes+j%lanes] = float32(math.NaN())
 		}
 		t.masks[j] = 0
-		t.others[j/lanes*lanes*coefLen+fieldN*lanes+j%lanes] = float32(math.NaN())
 	}
 }
 
@@ -150,7 +169,7 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 	t := &w.tinyColumns
 	spans, columns := t.within(c, c+n)
 	if columns == 0 {
-		w.sumColumnsOf(sums, w.coef, c, 0, r0, r1, n)
+		w.sumColumnsOf(sums, c, 0, r0, r1, n)
 		return
 	}
 	buf := w.buffers.take()
@@ -167,7 +186,7 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 	for j, end := c, 0; j < c+n; j = end {
 		end = min(j+besideColumns, c+n)
 		if spans, columns = t.within(j, end); columns == 0 {
-			w.sumColumnsOf(sums, w.coef, j, j-c, r0, r1, end-j)
+			w.sumColumnsOf(sums, j, j-c, r0, r1, end-j)
 			continue
 		}
 		clear(buf.sums64[:2*roundUp(end-j, lanes)])
@@ -179,7 +198,7 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 		for r := r0; r < r1; r += height {
 			next := min(r+height, r1)
 			if held == nil {
-				w.sumColumnsOf(sums, t.others, j, j-c, r, next, end-j)
+				w.sumColumnsOf(sums, j, j-c, r, next, end-j)
 			}
 			at := 0
 			for _, s := range spans {
@@ -190,7 +209,7 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 			if held == nil {
 				continue
 			}
-			w.sumColumnsOf(sums, t.others, j, j-c, r, next, end-j)
+			w.sumColumnsOf(sums, j, j-c, r, next, end-j)
 			at = 0
 			for _, s := range spans {
 				s = s.clip(j, end)
@@ -227,7 +246,7 @@ func (w *workspace) sumSpan64(buf *buffers, s tinySpan, j, r0, r1 int, held []fl
 		t.set(&b, s.first)
 		b.held, b.fetch = held != nil, 4*fetchRows*b.step()
 		var k kernelArgs
-		act := w.operands64(&k, w.sums.act, buf, w.coef[s.first*coefLen:], &b)
+		act := w.operands64(&k, w.sums.act, buf, t.coef[s.first*coefLen:], &b)
 		k.fetch, k.n, k.records, k.recordStep, k.sums = b.fetch, n, b.records, bytes64, all
 		w.plan.path.gradSums64(act, &k)
 		switch {
@@ -284,7 +303,7 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 	t := &w.tinyColumns
 	spans, columns := t.within(c, c+n)
 	if columns == 0 {
-		w.writePanel(w.coef, i, c, rows, n, stride)
+		w.writePanel(i, c, rows, n, stride)
 		return
 	}
 	buf := w.buffers.take()
@@ -295,7 +314,7 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 			most := bufferLen / s.len()
 			for r := 0; r < rows; r += most {
 				b := w.outputBlock(i+r*stride+s.first-c, min(most, rows-r), stride, s)
-				w.writeTiny(buf, w.coef[s.first*coefLen:], &b)
+				w.writeTiny(buf, t.coef[s.first*coefLen:], &b)
 			}
 		}
 		return
@@ -304,7 +323,7 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 	for r := 0; r < rows; r += most {
 		first, height := i+r*stride, min(most, rows-r)
 		if w.apply.stream { // no output is an input, which is in a cache afterwards
-			w.writePanel(t.others, first, c, height, n, stride)
+			w.writePanel(first, c, height, n, stride)
 		}
 		direct := w.apply.stream && !w.backward // both ways have the same bits
 		at := 0
@@ -314,14 +333,14 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 			if !direct {
 				held.hold(buf, at)
 			}
-			w.writeTiny(buf, w.coef[s.first*coefLen:], &held)
+			w.writeTiny(buf, t.coef[s.first*coefLen:], &held)
 			at += held.len()
 		}
 		if direct {
 			continue
 		}
 		if !w.apply.stream {
-			w.writePanel(t.others, first, c, height, n, stride)
+			w.writePanel(first, c, height, n, stride)
 		}
 		at = 0
 		for _, s := range spans {
@@ -377,15 +396,12 @@ func (w *workspace) writeCopyBeside(buf *buffers, c int, k *kernelArgs, row *blo
 		if !direct {
 			b.hold(buf, s.first-c)
 		}
-		w.writeTiny(buf, w.coef[s.first*coefLen:], &b)
+		w.writeTiny(buf, t.coef[s.first*coefLen:], &b)
 	}
 	if direct {
 		return
 	}
 	k.coef = w.coef[c*coefLen:]
-	if columns > 0 {
-		k.coef = t.others[c*coefLen:]
-	}
 	w.elementwise(w.apply.kernel, w.apply.act, k, row)
 	for _, s := range spans {
 		s = s.clip(c, end)

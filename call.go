@@ -271,7 +271,8 @@ func (w *workspace) run(do phases) {
 		return
 	}
 	if do&takeSums != 0 {
-		if w.backward && w.anyTiny && g.layout == cols {
+		some := w.backward && w.anyTiny && g.layout == cols
+		if some {
 			w.setTinyColumns(w.channels.tiny, false)
 		}
 		if g.layout == rows {
@@ -279,14 +280,21 @@ func (w *workspace) run(do phases) {
 		} else {
 			w.parallel(ceilDiv(g.width, way.tasks)*g.segments, w.sumsTask)
 		}
+		if some {
+			w.unsetTinyColumns()
+		}
 		w.finish(0, g.channels)
 	}
 	if w.do&applyThem != 0 {
 		w.someInBlocks = w.findInBlocks(0, g.channels)
-		if w.someInBlocks && g.layout == cols {
+		some := w.someInBlocks && g.layout == cols
+		if some {
 			w.setTinyColumns(w.channels.outputs, true)
 		}
 		w.parallel(w.applyTasks(), w.applyTask)
+		if some { // other phases of the call may need the constants
+			w.unsetTinyColumns()
+		}
 	}
 }
 

@@ -146,12 +146,12 @@ func (w *workspace) sumBlock(sums *columnSums, c, r0, r1, n int) {
 		w.sumBeside(sums, c, r0, r1, n)
 		return
 	}
-	w.sumColumnsOf(sums, w.coef, c, 0, r0, r1, n)
+	w.sumColumnsOf(sums, c, 0, r0, r1, n)
 }
 
 // sumColumnsOf runs the kernel that takes sums over the rows r0 to r1-1 of n columns from
-// column c on, with constants from records of all columns. Their sums begin with column first.
-func (w *workspace) sumColumnsOf(sums *columnSums, records []float32, c, first, r0, r1, n int) {
+// column c on. Their sums begin with column first.
+func (w *workspace) sumColumnsOf(sums *columnSums, c, first, r0, r1, n int) {
 	g, s := w.geo, &w.sums
 	values, columns := maxCall, maxCall/quadSize // per call at most
 	var buf *buffers
@@ -167,7 +167,7 @@ func (w *workspace) sumColumnsOf(sums *columnSums, records []float32, c, first, 
 			k.acc = sums.acc[2*(first+p):]
 			k.coef = sums.shift[first+p:]
 			if w.backward {
-				k.coef = records[(c+p)*coefLen:]
+				k.coef = w.coef[(c+p)*coefLen:]
 			}
 			w.kernel(s, &k)
 		}
@@ -229,7 +229,7 @@ func (w *workspace) writeBlock(i, rows, n int) {
 	for p := 0; p < n; p += panel {
 		end := min(p+panel, n)
 		if !w.someInBlocks {
-			w.writePanel(w.coef, i+p, p, rows, end-p, n)
+			w.writePanel(i+p, p, rows, end-p, n)
 			continue
 		}
 		for q, next := p, p; q < end; q = next {
@@ -259,14 +259,14 @@ func (w *workspace) wideRun(j, end, unit int) (wide bool, next int) {
 }
 
 // writePanel writes the outputs of rows of n columns from column c on, whose constants
-// fit into the first-level cache, and are in records of all columns. The rows are stride
-// values apart, and the first output has index i.
-func (w *workspace) writePanel(records []float32, i, c, rows, n, stride int) {
+// fit into the first-level cache. The rows are stride values apart, and the first output has
+// index i.
+func (w *workspace) writePanel(i, c, rows, n, stride int) {
 	most := maxCall / n // a task has more where a wide channel keeps its rows from being written as one
 	for r := 0; r < rows; r += most {
 		at, height := i+r*stride, min(most, rows-r)
 		k := w.apply.args(at)
-		k.coef = records[c*coefLen:]
+		k.coef = w.coef[c*coefLen:]
 		k.rows, k.n, k.stride = height, n, stride
 		k.stream = w.apply.stream && k.aligned()
 		if w.way.inOrder || k.stream {
