@@ -16,6 +16,7 @@ import (
 // before the tasks of a phase.
 type tinyColumns struct {
 	spans   []tinySpan
+	wide    bool       // there are wide channels
 	all     bool       // all columns are in spans, and the kernels in float64 alone go over them
 	factors []float64  // of x-m in z
 	records []record64 // one for 8 columns
@@ -38,15 +39,17 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 	if !w.backward { // so that non-temporal stores write whole lines
 		unit = lineLen
 	}
-	t.spans, t.all = t.spans[:0], true
+	t.spans, t.all, t.wide = t.spans[:0], true, false
 	for j, end := 0, 0; j < width; j = end {
 		var kind byte
 		kind, end = w.columnsAlike(kinds, j, width, unit)
+		t.wide = t.wide || kind&wideOutputs != 0
 		s := tinySpan{j, end, kind&(mixedKinds|wideOutputs) != 0}
-		if kind&^(mixedKinds|wideOutputs) != 0 {
+		some := kind&^(mixedKinds|wideOutputs) != 0
+		if some {
 			t.spans = append(t.spans, s)
 		}
-		t.all = t.all && kind != 0 && !(s.mixed && w.backward) // forward, both ways have the same bits
+		t.all = t.all && some && !(s.mixed && w.backward) // forward, both ways have the same bits
 	}
 	if len(t.spans) == 0 {
 		return
@@ -189,7 +192,9 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 			w.sumColumnsOf(sums, j, j-c, r0, r1, end-j)
 			continue
 		}
-		clear(buf.sums64[:2*roundUp(end-j, lanes)])
+		for _, s := range spans {
+			clear(s.clip(j, end).sums64(buf, j))
+		}
 		height := rowsOf(besideValues, end-j)
 		var held []float32
 		if w.sums.dres != nil { // the kernel in float32 stores g in all columns

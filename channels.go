@@ -756,11 +756,12 @@ func (w *workspace) setAllFrom(mean, variance []float32) {
 // from a given mean and variance first.
 func (w *workspace) setAffines(n int, mean, variance []float32) {
 	w.affines = true
-	for c := 0; c < n; {
+	for c, together := 0, fewChannels; c < n; {
 		next := w.setUsualAffines(c, n, mean, variance, false)
 		w.formed = w.formed || next < n
 		if next == c { // precise channels are looked for
-			next = w.setUsualAffines(c, min(c+mostSpan, n), mean, variance, true)
+			next = w.setUsualAffines(c, min(c+together, n), mean, variance, true)
+			together = mostSpan
 		}
 		if next == c {
 			for next = w.fewSlowly(c, n); c < next; c++ {
@@ -868,7 +869,8 @@ func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 			continue
 		}
 		for end < c1 && !w.allIn64(end, c1) {
-			end = min(end+lanes, c1)
+			usual := w.firstUnusual(end, c1) - end
+			end = min(end+max(lanes, usual&^(lanes-1)), c1)
 		}
 		w.setMixedGrads(c, end, check, sums)
 	}
@@ -884,18 +886,30 @@ func (w *workspace) setMixedGrads(c0, c1 int, check bool, sums totals) {
 		w.setOtherGrads(c0, c1, check, sums)
 		return
 	}
+	first := w.nextIn64(c0, c1)
+	if first == c1 {
+		w.setOtherGrads(c0, c1, check, sums)
+		return
+	}
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
-	p, r := &buf.list.sumA, &buf.list.sumB
-	for end := c0; c0 < c1; c0 = end {
-		end = min(c0+mostSpan, c1)
-		for c := w.nextIn64(c0, end); c < end; c = w.nextIn64(c+1, end) {
-			p[c-c0], r[c-c0] = sums.a[c], sums.b[c]
+	at, p, r := &buf.list.at, &buf.list.sumA, &buf.list.sumB
+	for end := c0; c0 < c1; c0, first = end, w.nextIn64(end, c1) {
+		end = c1
+		n := 0
+		for c := first; c < end; c = w.nextIn64(c+1, end) {
+			if n > mostSpan-lanes { // there is room for those of this vector
+				if end = min(end, c0+roundUp(c-c0, lanes)); c == end {
+					break
+				}
+			}
+			at[n], p[n], r[n] = c, sums.a[c], sums.b[c]
 			sums.a[c], sums.b[c] = 0, 0
+			n++
 		}
 		w.setOtherGrads(c0, end, check, sums)
-		for c := w.nextIn64(c0, end); c < end; c = w.nextIn64(c+1, end) {
-			sums.a[c], sums.b[c] = p[c-c0], r[c-c0]
+		for i, c := range at[:n] {
+			sums.a[c], sums.b[c] = p[i], r[i]
 			w.setGrads64(c, sums)
 			w.saveSums(c, c+1, sums)
 		}
@@ -949,15 +963,19 @@ func (w *workspace) in64(c int) bool {
 
 // nextIn64 returns the first of the channels from c to c1-1 that is in64, or c1.
 func (w *workspace) nextIn64(c, c1 int) int {
-	for ch := &w.channels; c < c1; c++ {
-		for c+lanes <= c1 && binary.LittleEndian.Uint64(ch.form[c:]) == 0 && (!w.anyTiny || binary.LittleEndian.Uint64(ch.tiny[c:]) == 0) {
-			c += lanes
-		}
-		if c < c1 && w.in64(c) {
-			break
-		}
+	for c < c1 && !w.in64(c) {
+		c = w.firstUnusual(c+1, c1)
 	}
 	return c
+}
+
+// firstUnusual returns the first of the channels from c to c1-1 that has a form or tiny numbers, or c1.
+func (w *workspace) firstUnusual(c, c1 int) int {
+	forms := w.channels.form[c:c1]
+	if !w.anyTiny {
+		return c + firstSet(forms, forms)
+	}
+	return c + firstSet(forms, w.channels.tiny[c:c1])
 }
 
 // allIn64 reports whether all channels of the vector from channel c on, or of the rest, are in64.

@@ -232,6 +232,10 @@ func (w *workspace) writeBlock(i, rows, n int) {
 			w.writePanel(i+p, p, rows, end-p, n)
 			continue
 		}
+		if !w.tinyColumns.wide {
+			w.writeBeside(i+p, p, rows, end-p, n)
+			continue
+		}
 		for q, next := p, p; q < end; q = next {
 			var wide bool
 			if wide, next = w.wideRun(q, end, unit); wide {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math"
+	"math/bits"
 	"slices"
 	"unsafe"
 )
@@ -60,15 +61,23 @@ func (w *workspace) sample(do phases) {
 	}
 	if n := w.geo.channels; w.backward && w.anyFormed(0, n) && bytes.IndexByte(w.channels.form[:n], preciseForm) >= 0 { // sums take z
 		w.beginTiny()
-		addFactors(w.channels.tiny[:n], w.channels.form[:n])
+		addFactors(w.channels.tiny, w.channels.form[:n])
 	}
 }
 
 // addFactors adds tinyFactors to the kinds of precise channels.
 func addFactors(kinds, forms []byte) {
-	forms = forms[:len(kinds)]
-	for c := range kinds {
-		kinds[c] |= forms[c] & preciseForm / preciseForm * tinyFactors
+	for first := bytes.IndexByte(forms, preciseForm); first >= 0; first = bytes.IndexByte(forms, preciseForm) {
+		kinds, forms = kinds[first:], forms[first:]
+		if len(kinds) < lanes || len(forms) < lanes {
+			for c, form := range forms {
+				kinds[c] |= form & preciseForm / preciseForm * tinyFactors
+			}
+			return
+		}
+		precise := binary.LittleEndian.Uint64(forms) & (preciseForm * eachByte)
+		binary.LittleEndian.PutUint64(kinds, binary.LittleEndian.Uint64(kinds)|precise/preciseForm*tinyFactors)
+		kinds, forms = kinds[lanes:], forms[lanes:]
 	}
 }
 
@@ -145,7 +154,7 @@ func largestAt(values []float32, at *[tinySample]int, behind int) (most uint32) 
 // findTinyAside is findTiny for channels less than a vector apart, whose first values are in
 // n columns, in whole vectors.
 func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]int, next, n int) {
-	for j := 0; j < n; {
+	for j, together := 0, fewChannels; j < n; {
 		m := min(callChannels, n-j)
 		k := &w.looks
 		k.n, k.x, k.gamma, k.beta, k.running = m, values[at[0]+j:], values[at[1]+j:], values[at[2]+j:], values[at[3]+j:]
@@ -162,7 +171,8 @@ func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]i
 			continue
 		}
 		// Where one channel is tiny, others often are.
-		first, end := j, min(j+mostSpan, n)
+		first, end := j, min(j+together, n)
+		together = mostSpan
 		extent := w.channels.extent[first:end]
 		w.largest(values[at[0]+first:], 1, len(extent), 0, extent)
 		for _, i := range at[1:] {
@@ -235,19 +245,42 @@ const eachByte = math.MaxUint64 / math.MaxUint8
 
 func noByteZero(v uint64) bool { return (v-eachByte)&^v&(eachByte<<7) == 0 }
 
-// firstKind returns the first of the columns from j to end-1 whose channel is of a kind, or
-// one of the 8 columns with it, and end if there is none.
+// firstKind returns the first of the columns from j to end-1 whose channel is of a kind, and end
+// if there is none.
 func (w *workspace) firstKind(kinds []byte, j, end int) int {
 	if w.geo.width == w.geo.channels {
-		for j+lanes <= end && binary.LittleEndian.Uint64(kinds[j:]) == 0 {
-			j += lanes
-		}
+		return j + firstSet(kinds[j:end], kinds[j:end])
 	}
 	for j < end && kinds[w.channelOf(j)] == 0 {
 		j++
 	}
 	return j
 }
+
+// firstSet returns the index of the first byte of two lists of the same length that is not 0 in
+// both, or their length.
+func firstSet(a, b []byte) int {
+	n := len(a)
+	for len(a) >= lanes && len(b) >= lanes {
+		if v := ofEight(a) | ofEight(b); v != 0 {
+			return n - len(a) + bits.TrailingZeros64(v)/8
+		}
+		for a, b = a[lanes:], b[lanes:]; len(a) >= 4*lanes && len(b) >= 4*lanes; a, b = a[4*lanes:], b[4*lanes:] {
+			if ofEight(a)|ofEight(a[lanes:])|ofEight(a[2*lanes:])|ofEight(a[3*lanes:])|ofEight(b)|ofEight(b[lanes:])|ofEight(b[2*lanes:])|ofEight(b[3*lanes:]) != 0 {
+				break
+			}
+		}
+	}
+	for i, v := range a {
+		if v|b[i] != 0 {
+			return n - len(a) + i
+		}
+	}
+	return n
+}
+
+// ofEight returns 8 bytes as a number.
+func ofEight(list []byte) uint64 { return binary.LittleEndian.Uint64(list) }
 
 // columnsAlike returns the kind of the columns from column j on, and the end of those that
 // are alike, in units of some columns. Those that are not all 0 are at most mostSpan.

@@ -1,0 +1,102 @@
+package batchnorm
+
+import (
+	"math"
+	"testing"
+
+	"github.com/fusedbn/batchnorm/internal/gen"
+)
+
+// TestFirstSet: the first byte of two lists that is not 0 in both is found wherever it is, in lists of any length.
+func TestFirstSet(t *testing.T) {
+	for n := range 140 {
+		lists := [2][]byte{make([]byte, n), make([]byte, n)}
+		if got := firstSet(lists[0], lists[1]); got != n {
+			t.Fatalf("of %d bytes that are 0, byte %d is not", n, got)
+		}
+		for _, list := range lists {
+			for i := range n {
+				for _, v := range []byte{1, 0x80} {
+					list[i], list[n-1] = v, max(list[n-1], v)
+					if got := firstSet(lists[0], lists[1]); got != i {
+						t.Fatalf("of %d bytes the first that is not 0 is %d, not %d", n, i, got)
+					}
+					list[i], list[n-1] = 0, 0
+				}
+			}
+		}
+	}
+}
+
+// TestAddFactors: the kinds of precise channels get tinyFactors, and those of others remain.
+func TestAddFactors(t *testing.T) {
+	for n := 1; n < 80; n++ {
+		for _, every := range []int{1, 2, 7, 20, 100} {
+			for first := range min(n, every) {
+				kinds, forms, want := make([]byte, n), make([]byte, n), make([]byte, n)
+				for c := range kinds {
+					forms[c], kinds[c] = byte(c%2)*wideForm, byte(c%4)
+					want[c] = kinds[c]
+					if c%every == first {
+						forms[c] = preciseForm
+						want[c] |= tinyFactors
+					}
+				}
+				addFactors(kinds, forms)
+				if string(kinds) != string(want) {
+					t.Fatalf("of %d channels each %d. is precise, from %d on: kinds are %v, want %v", n, every, first, kinds, want)
+				}
+			}
+		}
+	}
+}
+
+// TestManyBeside: channels with tiny gradients, among as many usual ones, have the results that they have
+// among channels like them, and so have the usual ones.
+func TestManyBeside(t *testing.T) {
+	for _, s := range []Shape{{8, 1500, 1}, {3, 1003, 3}, {2, 1100, 40}} {
+		usual, among := gen.Uniform(2, s.Len(), -1, 1), gen.Uniform(3, s.Channels, 0, 1)
+		isTiny := func(c int) bool { return among[c] < 0.5 || c > 300 && c < 340 }
+		tiny, mixed := make([]float32, s.Len()), make([]float32, s.Len())
+		for i, v := range usual {
+			tiny[i], mixed[i] = float32(float64(v)*1e-38), v
+			if isTiny(i / s.Inner % s.Channels) {
+				mixed[i] = tiny[i]
+			}
+		}
+		type result struct{ dx, dgamma, dbeta []float32 }
+		x, gamma := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(4, s.Channels, 0.5, 1.5)
+		mean, invstd := make([]float64, s.Channels), make([]float64, s.Channels)
+		for _, path := range Paths() {
+			run := func(dy []float32) result {
+				p, err := NewPlan(s, WithPath(path))
+				if err != nil {
+					t.Fatal(err)
+				}
+				r := result{make([]float32, s.Len()), make([]float32, s.Channels), make([]float32, s.Channels)}
+				if err := p.Forward(ForwardArgs{X: x, Y: r.dx, Gamma: gamma, Mean: mean, InvStd: invstd}); err != nil {
+					t.Fatal(err)
+				}
+				if err := p.Backward(BackwardArgs{X: x, DY: dy, Gamma: gamma, Mean: mean, InvStd: invstd,
+					DX: r.dx, DGamma: r.dgamma, DBeta: r.dbeta}); err != nil {
+					t.Fatal(err)
+				}
+				return r
+			}
+			got, of := run(mixed), map[bool]result{true: run(tiny), false: run(usual)}
+			same := func(a, b float32) bool { return math.Float32bits(a) == math.Float32bits(b) }
+			for c := range s.Channels {
+				if want := of[isTiny(c)]; !same(got.dgamma[c], want.dgamma[c]) || !same(got.dbeta[c], want.dbeta[c]) {
+					t.Fatalf("%v, %v, channel %d, tiny: %t: dgamma and dbeta are %g and %g, want %g and %g", s, path, c, isTiny(c),
+						got.dgamma[c], got.dbeta[c], want.dgamma[c], want.dbeta[c])
+				}
+			}
+			for i, v := range got.dx {
+				c := i / s.Inner % s.Channels
+				if want := of[isTiny(c)].dx[i]; !same(v, want) {
+					t.Fatalf("%v, %v, channel %d, tiny: %t: dx[%d] is %g, want %g", s, path, c, isTiny(c), i, v, want)
+				}
+			}
+		}
+	}
+}
