@@ -121,7 +121,8 @@ func eachBeside(t *testing.T, do func(t *testing.T, e exception, p, without *pro
 		{Outer: 8, Channels: 280, Inner: 1}, {Outer: 700, Channels: 3, Inner: 1}, {Outer: 3, Channels: 13, Inner: 300}} {
 		for i, e := range exceptions {
 			for k, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
-				if !batchnorm.Thorough() && (i+j+2*k)%5 != 0 {
+				always := e.name == "huge x" && act == batchnorm.SiLU && s.Inner == 1 // wide and tiny at once
+				if !batchnorm.Thorough() && (i+j+2*k)%5 != 0 && !always {
 					continue
 				}
 				t.Run(fmt.Sprintf("%v/%s/%v", s, e.name, act), func(t *testing.T) {
