@@ -77,21 +77,18 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 			}
 		}
 		if !t.all {
-			copyShort(t.own[s.first*coefLen:s.records()], w.coef[s.first*coefLen:])
+			copyShort(t.own[s.first*coefLen:roundUp(s.end, lanes)*coefLen], w.coef[s.first*coefLen:])
 			w.setMasks(kinds, s)
 		}
 	}
 }
 
-// records returns the end of the records of a span.
-func (s tinySpan) records() int { return roundUp(s.end, lanes) * coefLen }
-
 // unsetTinyColumns takes back what the kernels in float32 have for columns in spans.
 func (w *workspace) unsetTinyColumns() {
 	t := &w.tinyColumns
 	for _, s := range t.spans {
-		if !t.all {
-			copyShort(w.coef[s.first*coefLen:s.records()], t.own[s.first*coefLen:])
+		for i := s.first * coefLen; !t.all && i < s.end*coefLen; i += lanes * coefLen {
+			*(*[lanes]float32)(w.coef[i+fieldN*lanes:]) = [lanes]float32(t.own[i+fieldN*lanes:])
 		}
 	}
 }
@@ -324,17 +321,17 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 		}
 		return
 	}
-	most := max(1, min(bufferLen/columns, besideValues/n))
+	direct := !w.backward && !w.apply.overwrites() // both ways have the same bits
+	first, most := direct || w.apply.stream, max(1, min(bufferLen/columns, besideValues/n))
 	for r := 0; r < rows; r += most {
-		first, height := i+r*stride, min(most, rows-r)
-		if w.apply.stream { // no output is an input, which is in a cache afterwards
-			w.writePanel(first, c, height, n, stride)
+		start, height := i+r*stride, min(most, rows-r)
+		if first { // no output is an input, which is in a cache afterwards
+			w.writePanel(start, c, height, n, stride)
 		}
-		direct := w.apply.stream && !w.backward // both ways have the same bits
 		at := 0
 		for _, s := range spans {
 			s = s.clip(c, c+n)
-			held := w.outputBlock(first+s.first-c, height, stride, s)
+			held := w.outputBlock(start+s.first-c, height, stride, s)
 			if !direct {
 				held.hold(buf, at)
 			}
@@ -344,13 +341,13 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 		if direct {
 			continue
 		}
-		if !w.apply.stream {
-			w.writePanel(first, c, height, n, stride)
+		if !first {
+			w.writePanel(start, c, height, n, stride)
 		}
 		at = 0
 		for _, s := range spans {
 			s = s.clip(c, c+n)
-			b := w.outputBlock(first+s.first-c, height, stride, s)
+			b := w.outputBlock(start+s.first-c, height, stride, s)
 			held := b
 			held.hold(buf, at)
 			w.putBack(&b, &held, s)

@@ -869,8 +869,11 @@ func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 			continue
 		}
 		for end < c1 && !w.allIn64(end, c1) {
-			usual := w.firstUnusual(end, c1) - end
-			end = min(end+max(lanes, usual&^(lanes-1)), c1)
+			first := end
+			if w.channels.form[end]|w.tinyOf(end) == 0 { // all of the vector may be usual, and many behind it
+				first = w.firstUnusual(end, c1)
+			}
+			end = min(end+max(lanes, (first-end)&^(lanes-1)), c1)
 		}
 		w.setMixedGrads(c, end, check, sums)
 	}
@@ -964,7 +967,10 @@ func (w *workspace) in64(c int) bool {
 // nextIn64 returns the first of the channels from c to c1-1 that is in64, or c1.
 func (w *workspace) nextIn64(c, c1 int) int {
 	for c < c1 && !w.in64(c) {
-		c = w.firstUnusual(c+1, c1)
+		if c++; c < c1 && w.in64(c) { // often every other one is
+			break
+		}
+		c = w.firstUnusual(c, c1)
 	}
 	return c
 }

@@ -154,7 +154,7 @@ func largestAt(values []float32, at *[tinySample]int, behind int) (most uint32) 
 // findTinyAside is findTiny for channels less than a vector apart, whose first values are in
 // n columns, in whole vectors.
 func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]int, next, n int) {
-	for j, together := 0, fewChannels; j < n; {
+	for j, together := 0, lanes; j < n; {
 		m := min(callChannels, n-j)
 		k := &w.looks
 		k.n, k.x, k.gamma, k.beta, k.running = m, values[at[0]+j:], values[at[1]+j:], values[at[2]+j:], values[at[3]+j:]
@@ -163,16 +163,16 @@ func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]i
 		if j += m - k.n; k.n == 0 {
 			continue
 		}
-		if next > 1 {
+		// Where one channel is tiny, others often are: later ones are looked at together.
+		if next > 1 || together == lanes {
 			c := ceilDiv(j, next)
+			together = mostSpan
 			for j += lanes; c*next < j; c++ {
 				w.look(c, kind, largestAt(values, at, c*next))
 			}
 			continue
 		}
-		// Where one channel is tiny, others often are.
 		first, end := j, min(j+together, n)
-		together = mostSpan
 		extent := w.channels.extent[first:end]
 		w.largest(values[at[0]+first:], 1, len(extent), 0, extent)
 		for _, i := range at[1:] {
