@@ -6,7 +6,7 @@ import (
 )
 
 // Columns of tiny numbers beside others (cols). The kernels in float32 go over all columns,
-// in the order of memory: to leave columns out would take longer. Where something is tiny, -m
+// in the order of memory: rows in pieces, without some columns, take longer. Where something is tiny, -m
 // is NaN for them: then their products are NaN, which takes no assist, and nobody uses them. The
 // kernels in float64 go over the vectors that have such columns, with constants of their own.
 // Each column takes its results from one of the two, so that its bits don't depend on its
@@ -322,10 +322,11 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 		return
 	}
 	direct := !w.backward && !w.apply.overwrites() // both ways have the same bits
-	first, most := direct || w.apply.stream, max(1, min(bufferLen/columns, besideValues/n))
+	first := direct || w.apply.stream              // no output is an input, which is in a cache afterwards
+	most := max(1, min(bufferLen/columns, besideValues/n))
 	for r := 0; r < rows; r += most {
 		start, height := i+r*stride, min(most, rows-r)
-		if first { // no output is an input, which is in a cache afterwards
+		if first {
 			w.writePanel(start, c, height, n, stride)
 		}
 		at := 0

@@ -154,7 +154,7 @@ func largestAt(values []float32, at *[tinySample]int, behind int) (most uint32) 
 // findTinyAside is findTiny for channels less than a vector apart, whose first values are in
 // n columns, in whole vectors.
 func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]int, next, n int) {
-	for j, together := 0, lanes; j < n; {
+	for j, first := 0, true; j < n; {
 		m := min(callChannels, n-j)
 		k := &w.looks
 		k.n, k.x, k.gamma, k.beta, k.running = m, values[at[0]+j:], values[at[1]+j:], values[at[2]+j:], values[at[3]+j:]
@@ -163,23 +163,23 @@ func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]i
 		if j += m - k.n; k.n == 0 {
 			continue
 		}
-		// Where one channel is tiny, others often are: later ones are looked at together.
-		if next > 1 || together == lanes {
+		if next > 1 || first { // it may be the only one
 			c := ceilDiv(j, next)
-			together = mostSpan
+			first = false
 			for j += lanes; c*next < j; c++ {
 				w.look(c, kind, largestAt(values, at, c*next))
 			}
 			continue
 		}
-		first, end := j, min(j+together, n)
-		extent := w.channels.extent[first:end]
-		w.largest(values[at[0]+first:], 1, len(extent), 0, extent)
+		// Where some channels are tiny, others often are.
+		end := min(j+mostSpan, n)
+		extent := w.channels.extent[j:end]
+		w.largest(values[at[0]+j:], 1, len(extent), 0, extent)
 		for _, i := range at[1:] {
-			w.larger(values[i+first:], 1, len(extent), 0, extent)
+			w.larger(values[i+j:], 1, len(extent), 0, extent)
 		}
 		w.beginTiny()
-		tiny := w.channels.tiny[first:end]
+		tiny := w.channels.tiny[j:end]
 		for i, v := range extent[:len(tiny)] {
 			if math.Float32bits(v)-1 < tinyBits {
 				tiny[i] |= kind
@@ -257,8 +257,8 @@ func (w *workspace) firstKind(kinds []byte, j, end int) int {
 	return j
 }
 
-// firstSet returns the index of the first byte of two lists of the same length that is not 0 in
-// both, or their length.
+// firstSet returns the first index at which one of two lists of the same length is not 0, or their
+// length.
 func firstSet(a, b []byte) int {
 	n := len(a)
 	for len(a) >= lanes && len(b) >= lanes {
@@ -266,7 +266,9 @@ func firstSet(a, b []byte) int {
 			return n - len(a) + bits.TrailingZeros64(v)/8
 		}
 		for a, b = a[lanes:], b[lanes:]; len(a) >= 4*lanes && len(b) >= 4*lanes; a, b = a[4*lanes:], b[4*lanes:] {
-			if ofEight(a)|ofEight(a[lanes:])|ofEight(a[2*lanes:])|ofEight(a[3*lanes:])|ofEight(b)|ofEight(b[lanes:])|ofEight(b[2*lanes:])|ofEight(b[3*lanes:]) != 0 {
+			ofA := ofEight(a) | ofEight(a[lanes:]) | ofEight(a[2*lanes:]) | ofEight(a[3*lanes:])
+			ofB := ofEight(b) | ofEight(b[lanes:]) | ofEight(b[2*lanes:]) | ofEight(b[3*lanes:])
+			if ofA|ofB != 0 {
 				break
 			}
 		}
