@@ -100,3 +100,47 @@ func TestManyBeside(t *testing.T) {
 		}
 	}
 }
+
+// TestManyBesideBorders: lists of channels with tiny gradients are full within a vector, or at its end, after
+// any number of them, and all of their channels have the results that they have among channels like them.
+func TestManyBesideBorders(t *testing.T) {
+	s := Shape{3, 700, 1}
+	usual, x := gen.Uniform(2, s.Len(), -1, 1), gen.Normal(1, s.Len(), 0.3, 1)
+	mean, invstd := make([]float64, s.Channels), make([]float64, s.Channels)
+	for _, path := range Paths() {
+		p, err := NewPlan(s, WithPath(path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		run := func(isTiny func(c int) bool) (dgamma []float32) {
+			dy, dx, dgamma := make([]float32, s.Len()), make([]float32, s.Len()), make([]float32, s.Channels)
+			for i, v := range usual {
+				if dy[i] = v; isTiny(i % s.Channels) {
+					dy[i] = float32(float64(v) * 1e-38)
+				}
+			}
+			if err := p.Forward(ForwardArgs{X: x, Y: dx, Mean: mean, InvStd: invstd}); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Backward(BackwardArgs{X: x, DY: dy, Mean: mean, InvStd: invstd, DX: dx, DGamma: dgamma}); err != nil {
+				t.Fatal(err)
+			}
+			return dgamma
+		}
+		tiny, others := run(func(int) bool { return true }), run(func(int) bool { return false })
+		for each := 1; each < lanes; each++ { // of a vector are tiny
+			for skipped := range lanes { // a few in the first one
+				isTiny := func(c int) bool { return c%lanes >= lanes-each && c >= skipped }
+				for c, got := range run(isTiny) {
+					want := others[c]
+					if isTiny(c) {
+						want = tiny[c]
+					}
+					if math.Float32bits(got) != math.Float32bits(want) {
+						t.Fatalf("%v, %d of each vector but for the first %d channels: dgamma[%d] is %g, want %g", path, each, skipped, c, got, want)
+					}
+				}
+			}
+		}
+	}
+}

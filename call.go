@@ -297,7 +297,7 @@ func (w *workspace) run(do phases) {
 			w.setTinyColumns(w.channels.outputs, true)
 		}
 		w.parallel(w.applyTasks(), w.applyTask)
-		if some { // other phases of the call may need the constants
+		if some {
 			w.unsetTinyColumns()
 		}
 	}

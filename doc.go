@@ -35,9 +35,9 @@
 // cancel, and dx can be smaller than its error. In the worst case, for adversarial data,
 // the error is some hundred units of 2^-24 of the channel's standard deviation.
 //
-// Memory and errors: a call allocates nothing after the first one, starts no
-// goroutine unless asked to, checks its arguments before it writes anything, and
-// writes only its outputs. It spends at most some tens of microseconds in assembly at a
+// Memory and errors: a call allocates nothing after the first one, and the first one with
+// tiny numbers. It starts no goroutine unless asked to, checks its arguments before it
+// writes anything, and writes only its outputs. It spends at most some tens of microseconds in assembly at a
 // time, so that the garbage collector is not held up.
 //
 // Time: the time of a call does not depend on the data, as long as their scale is far

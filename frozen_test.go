@@ -169,3 +169,51 @@ func TestFrozenFarFromStatistics(t *testing.T) {
 		}
 	})
 }
+
+// TestFrozenFarCancels: sums of values far from the statistics, whose gradients cancel or are 0, are taken
+// again, since they are so small. They don't overflow then.
+func TestFrozenFarCancels(t *testing.T) {
+	t.Parallel()
+	forEachPath(t, func(t *testing.T, path batchnorm.Path) {
+		for _, s := range []batchnorm.Shape{{4, 2, 2}, {8, 9, 1}, {2, 3, 20}} {
+			for _, c := range []struct {
+				what         string
+				x, dy, other float32 // other: a gradient of channel 1
+				epsilon      float64
+			}{
+				{"cancel", 1e20, 1e-25, 1e-25, 1e-40},
+				{"cancel, default epsilon", 1e37, 1e-25, 1e-37, batchnorm.DefaultEpsilon}, // channel 1 has a sampled 1e-37 beside 1
+				{"alone", 1e20, 1e-18, 1, 1e-40},
+				{"alone, default epsilon", 1e37, 1e-33, 1, batchnorm.DefaultEpsilon},
+			} {
+				n := s.Len()
+				x, dy, dx := make([]float32, n), make([]float32, n), make([]float32, n)
+				for i := range x {
+					k, j := i/(s.Inner*s.Channels)*s.Inner+i%s.Inner, channelOf(s, i)
+					switch {
+					case j == 1:
+						x[i], dy[i] = 1, 1
+						if k > 0 {
+							dy[i] = c.other
+						}
+					case c.what[0] == 'c':
+						x[i], dy[i] = c.x, c.dy
+						if k%2 == 1 {
+							dy[i] = -c.dy
+						}
+					case k > 0: // dy is 0 here, and x is the mean where it is not
+						x[i] = c.x
+					default:
+						dy[i] = c.dy
+					}
+				}
+				zeros, dg := make([]float32, s.Channels), make([]float32, s.Channels)
+				noError(t, newPlan(t, s, batchnorm.WithPath(path), batchnorm.WithEpsilon(c.epsilon)).FrozenBackward(batchnorm.FrozenBackwardArgs{
+					DY: dy, X: x, Mean: zeros, Var: zeros, DX: dx, DGamma: dg}))
+				if dg[0] != 0 {
+					t.Errorf("%v, %s: dgamma[0] is %g, want 0", s, c.what, dg[0])
+				}
+			}
+		}
+	})
+}

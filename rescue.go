@@ -491,9 +491,6 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 		ch.powerX[c], ch.powerG[c] = 0, 0
 		if isNumber(e) {
 			ch.powerX[c], ch.powerG[c] = xPower(ch.mean[c], ch.invstd[c]), mostPower
-			if r := ch.sumB[c]; r-r != 0 || ch.isWide(c) { // given statistics may be far from x
-				ch.powerX[c] = min(ch.powerX[c], -largeMeanPower)
-			}
 			if e > 0 {
 				ch.powerG[c] = -exponentOf(float64(e))
 			}
@@ -511,9 +508,22 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 			again++
 		}
 	}
-	if again > 0 {
+	for ; again > 0; again = w.tooFar(c0, c1) {
 		w.sumAgain(c0, c1)
 	}
+}
+
+// tooFar flags channels whose sums overflowed when they were taken again: given statistics are far from
+// x, which was scaled by what they say. It sets a small power for them, and returns their number.
+func (w *workspace) tooFar(c0, c1 int) (n int) {
+	ch := &w.channels
+	for c := c0; c < c1; c++ {
+		if e, r := ch.extent[c], ch.sumB[c]; e != 0 && isNumber(e) && r-r != 0 && ch.powerX[c] > -largeMeanPower && w.suspicious(c) {
+			ch.flag[c], ch.powerX[c] = true, -largeMeanPower
+			n++
+		}
+	}
+	return n
 }
 
 // ordinary reports whether the constants of dx are surely in float32's comfortable range.
