@@ -35,7 +35,8 @@ type RenormBackwardArgs struct {
 //
 // r and d are folded into the constants of the channel, so that the cost is that of
 // Forward. With a running variance of 0 and epsilon 0, r is RMax, or 1 if the batch's
-// variance is 0 too, and d is ±DMax, or 0 if the means are equal.
+// variance is 0 too, and d is ±DMax, or 0 if the means are equal. Where the running mean is
+// NaN, or σ² + epsilon is NaN or negative, d and y are NaN.
 func (p *Plan) RenormForward(a RenormForwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
