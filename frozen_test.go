@@ -217,3 +217,39 @@ func TestFrozenFarCancels(t *testing.T) {
 		}
 	})
 }
+
+// TestFrozenInfinite: x with NaN or an infinity, under statistics that are numbers, takes no sums again.
+// dgamma is not finite, and dbeta is what it is without them. It counts sums, so that no other test may
+// run beside it.
+func TestFrozenInfinite(t *testing.T) {
+	forEachPath(t, func(t *testing.T, path batchnorm.Path) {
+		for _, s := range []batchnorm.Shape{{6, 5, 40}, {40, 24, 1}, {9, 7, 3}} {
+			for _, bad := range []float32{float32(math.NaN()), float32(math.Inf(1)), float32(math.Inf(-1))} {
+				p := newProblem(s, bare)
+				run := func() (dgamma, dbeta []float32) {
+					dgamma, dbeta = make([]float32, s.Channels), make([]float32, s.Channels)
+					noError(t, newPlan(t, s, batchnorm.WithPath(path)).FrozenBackward(batchnorm.FrozenBackwardArgs{
+						DY: p.dy, X: p.x, Mean: p.mean, Var: p.vari, DX: make([]float32, s.Len()), DGamma: dgamma, DBeta: dbeta}))
+					return dgamma, dbeta
+				}
+				_, want := run()
+				for c := range s.Channels {
+					if c != 2 { // which keeps its numbers
+						p.x[(s.Outer/2*s.Channels+c)*s.Inner+s.Inner/2] = bad
+					}
+				}
+				before := batchnorm.Rescued()
+				dgamma, dbeta := run()
+				if n := batchnorm.Rescued() - before; n != 0 {
+					t.Errorf("%v, %g in x: the sums of %d channels are taken again", s, bad, n)
+				}
+				for c, v := range dgamma {
+					if (v-v == 0) != (c == 2) {
+						t.Errorf("%v, %g in x: dgamma[%d] is %g", s, bad, c, v)
+					}
+				}
+				expectBits(t, "dbeta", dbeta, want)
+			}
+		}
+	})
+}

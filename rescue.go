@@ -73,9 +73,9 @@ func (w *workspace) larger(x []float32, rows, n, stride int, acc []float32) {
 }
 
 // measure sets the extents of the flagged channels of c0 to c1-1 to their largest
-// magnitudes: of x forward, and of g backward.
-func (w *workspace) measure(c0, c1 int) {
-	s, ch := &w.again, &w.channels
+// magnitudes: of x, or of g.
+func (w *workspace) measure(c0, c1 int, ofG bool) {
+	s, ch := measuredStage{&w.again, ofG, ofG && w.computesG(&w.again)}, &w.channels
 	n := 0
 	for c := c0; c < c1; c++ {
 		if ch.flag[c] {
@@ -92,7 +92,7 @@ func (w *workspace) measure(c0, c1 int) {
 	g, k := w.geo, &buf.constants
 	if g.layout == cols {
 		for j, n, ok := w.nextSpan(0, c0, c1); ok; j, n, ok = w.nextSpan(j+n, c0, c1) {
-			if w.computesG(s) {
+			if s.computesG {
 				w.setSpan(k, j, n)
 			}
 			w.measureSpan(s, buf, k, j, n)
@@ -101,13 +101,19 @@ func (w *workspace) measure(c0, c1 int) {
 	}
 	for c := c0; c < c1; c++ {
 		if ch.flag[c] {
-			if w.computesG(s) {
+			if s.computesG {
 				k.reset(w.geo.layout)
 				w.setZ(k, 0, c)
 			}
 			ch.extent[c] = w.measureRow(s, buf, k, c)
 		}
 	}
+}
+
+// measuredStage is a stage of which x or g is measured. g may have to be computed.
+type measuredStage struct {
+	*stage
+	ofG, computesG bool
 }
 
 // computesG reports whether gradients are computed before their sums are taken again.
@@ -119,9 +125,9 @@ const measureColumns = 8 * lanes
 // measureRow returns the largest magnitude of a channel. It ends at the first values of
 // which one is not finite, and then returns an infinity or NaN. It begins with few values:
 // it may have to copy them, and an infinity or NaN is often everywhere.
-func (w *workspace) measureRow(s *stage, buf *buffers, k *constants, c int) (extent float32) {
+func (w *workspace) measureRow(s measuredStage, buf *buffers, k *constants, c int) (extent float32) {
 	g, most, images := w.geo, measureColumns, 1
-	if !w.backward && w.source == nil { // the sample is quickest
+	if !s.ofG && w.source == nil { // the sample is quickest
 		if v := math.Float32frombits(largestAt(s.x, &g.sampled, c*g.inner)); !isNumber(v) {
 			return v
 		}
@@ -133,7 +139,7 @@ func (w *workspace) measureRow(s *stage, buf *buffers, k *constants, c int) (ext
 		for i, n := 0, 0; i < g.inner; i += n {
 			n = min(most, g.inner-i)
 			most = bufferLen
-			b := w.packRows(s, buf, c, o, images, i, n)
+			b := w.packRows(s.stage, buf, c, o, images, i, n)
 			v := w.measured(s, buf, k, &b)
 			acc := buf.largest[:measureColumns]
 			w.largest(v, len(v)/measureColumns, measureColumns, measureColumns, acc)
@@ -154,7 +160,7 @@ func (w *workspace) measureRow(s *stage, buf *buffers, k *constants, c int) (ext
 }
 
 // measureSpan measures n columns from column j on.
-func (w *workspace) measureSpan(s *stage, buf *buffers, k *constants, j, n int) {
+func (w *workspace) measureSpan(s measuredStage, buf *buffers, k *constants, j, n int) {
 	g, largest := w.geo, buf.largest[:n]
 	clear(buf.largest[:roundUp(n, lanes)])
 	most := bufferLen / n
@@ -185,23 +191,22 @@ func (w *workspace) nothingToSave(largest []float32, j int) bool {
 }
 
 // measureBlock measures rows of n columns, from element i of the geometry's tensor on.
-func (w *workspace) measureBlock(s *stage, buf *buffers, k *constants, i, rows, n int) {
-	if w.source == nil && !w.computesG(s) { // in place
+func (w *workspace) measureBlock(s measuredStage, buf *buffers, k *constants, i, rows, n int) {
+	if w.source == nil && !s.computesG { // in place
 		x := s.x
-		if w.backward {
+		if s.ofG {
 			x = s.dy
 		}
 		w.larger(x[i:], rows, n, w.geo.width, buf.largest[:])
 		return
 	}
-	b := w.packCols(s, buf, i, rows, n)
+	b := w.packCols(s.stage, buf, i, rows, n)
 	w.larger(w.measured(s, buf, k, &b), rows, n, n, buf.largest[:])
 }
 
-// measured returns the values of a block whose largest magnitude is taken: x forward,
-// g backward.
-func (w *workspace) measured(s *stage, buf *buffers, k *constants, b *block) []float32 {
-	if w.backward {
+// measured returns the values of a block whose largest magnitude is taken.
+func (w *workspace) measured(s measuredStage, buf *buffers, k *constants, b *block) []float32 {
+	if s.ofG {
 		return w.gradients(s.act, buf, b, k)[:b.rows*b.n]
 	}
 	return b.x
@@ -449,7 +454,7 @@ func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 		}
 	}
 	if looks > 0 {
-		w.measure(c0, c1)
+		w.measure(c0, c1, false)
 	}
 	for c := c0; c < c1 && looks+again > 0; c++ {
 		switch {
@@ -471,18 +476,23 @@ func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 // values.
 func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 	ch := &w.channels
-	looks, again := 0, 0
+	looks, overflowed, again := 0, 0, 0
 	for c := c0; c < c1; c++ {
 		ch.extent[c] = 0
-		ch.flag[c] = (w.tinyOf(c) == 0 || ch.isWide(c)) && (check && w.suspicious(c) || !w.ordinary(c) && w.strange(c))
-		if ch.flag[c] {
+		if ch.flag[c] = w.doubted(c, check); ch.flag[c] {
 			looks++
+			if check && w.dgammaOverflowed(c) {
+				overflowed++
+			}
 		}
+	}
+	if overflowed > 0 {
+		looks = w.dropInfinite(c0, c1, check)
 	}
 	if looks == 0 {
 		return
 	}
-	w.measure(c0, c1)
+	w.measure(c0, c1, true)
 	for c := c0; c < c1; c++ {
 		if !ch.flag[c] {
 			continue
@@ -511,6 +521,36 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 	for ; again > 0; again = w.tooFar(c0, c1) {
 		w.sumAgain(c0, c1)
 	}
+}
+
+// doubted reports whether the gradients of a channel are looked at.
+func (w *workspace) doubted(c int, check bool) bool {
+	return (w.tinyOf(c) == 0 || w.channels.isWide(c)) && (check && w.suspicious(c) || !w.ordinary(c) && w.strange(c))
+}
+
+// dgammaOverflowed reports whether the sum for dgamma is not finite, by an overflow or by x, and that
+// for dbeta is.
+func (w *workspace) dgammaOverflowed(c int) bool {
+	ch := &w.channels
+	return overflowed(ch.sumA[c], ch.sumB[c]) && !ch.isWide(c)
+}
+
+// dropInfinite drops the flags of channels whose sum for dgamma is not finite because x has NaN or
+// infinities: no powers make it finite. It returns the number of the others.
+func (w *workspace) dropInfinite(c0, c1 int, check bool) (looks int) {
+	ch := &w.channels
+	for c := c0; c < c1; c++ {
+		ch.flag[c] = ch.flag[c] && w.dgammaOverflowed(c)
+	}
+	w.measure(c0, c1, false)
+	for c := c0; c < c1; c++ {
+		infinite := ch.flag[c] && !isNumber(ch.extent[c])
+		ch.extent[c] = 0
+		if ch.flag[c] = !infinite && w.doubted(c, check); ch.flag[c] {
+			looks++
+		}
+	}
+	return looks
 }
 
 // tooFar flags channels whose sums overflowed when they were taken again: given statistics are far from
