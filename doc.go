@@ -37,8 +37,8 @@
 //
 // Memory and errors: a call allocates nothing after the first one, and the first one with
 // tiny numbers. It starts no goroutine unless asked to, checks its arguments before it
-// writes anything, and writes only its outputs. It spends at most some tens of microseconds in assembly at a
-// time, so that the garbage collector is not held up.
+// writes anything, and writes only its outputs. It spends at most some tens of
+// microseconds in assembly at a time, so that the garbage collector is not held up.
 //
 // Time: the time of a call does not depend on the data, as long as their scale is far
 // from the ends of float32's range. Zeros, constant channels and dead channels take no
