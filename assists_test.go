@@ -231,7 +231,7 @@ func TestTinyDecision(t *testing.T) {
 	cases := []struct {
 		name        string
 		first, rest float32 // the first of the sampled values, and the others
-		tiny        bool
+		tiny        bool    // or huge
 	}{
 		{"usual", 1, 1, false},
 		{"zeros", 0, 0, false},
@@ -246,7 +246,14 @@ func TestTinyDecision(t *testing.T) {
 		{"one is NaN", nan, 1e-39, false},
 		{"the others are NaN", 1e-39, nan, false},
 		{"one is infinite", -inf, 1e-39, false},
+		{"the least huge ones", -hugeLeast, hugeLeast, true},
+		{"the first is huge", 3e38, 1e-39, true},
+		{"a little less", hugeLeast * 0.9999, 1, false},
+		{"the others are huge", 1, 3e38, false},
+		{"huge and infinite", 3e38, inf, false},
+		{"huge and NaN", -3e38, nan, false},
 	}
+	isHuge := func(v float32) bool { return math.Abs(float64(v)) >= hugeLeast }
 	shapes := []Shape{{Outer: 3, Channels: 4, Inner: 50}, {Outer: 100, Channels: 6, Inner: 1}, {Outer: 5, Channels: 1003, Inner: 1},
 		{Outer: 9, Channels: 37, Inner: 3}, {Outer: 1, Channels: 13, Inner: 7}, {Outer: 1, Channels: 11, Inner: 2}, {Outer: 6, Channels: 29, Inner: 1}}
 	forEachTinyShape(t, shapes, func(t *testing.T, p *Plan, mask *Mask, n int) {
@@ -285,9 +292,9 @@ func TestTinyDecision(t *testing.T) {
 			for c := range s.Channels {
 				expected := cases[kind(c)].tiny
 				if v := math.Abs(float64(cases[kind(c)].first)); at[1] == at[0] && at[3] == at[0] { // it is the only value
-					expected = v > 0 && v <= tinyMost
+					expected = v > 0 && v <= tinyMost || v >= hugeLeast && v <= math.MaxFloat32
 				}
-				if expected {
+				if expected && !isHuge(cases[kind(c)].first) { // forward, huge ones are like others
 					want++
 				}
 				tiny := w.tinyOf(c)

@@ -217,7 +217,8 @@ const (
 	channelRecords64
 
 	// channelTiny looks at four values of each channel: x, gamma, beta and running. A channel
-	// is unusual if none of them exceeds tinyMost, and not all are 0.
+	// is unusual if none of them exceeds tinyMost, and not all are 0, or if the first one is at
+	// least hugeLeast.
 	channelTiny
 )
 
@@ -941,6 +942,13 @@ func (w *workspace) setOtherGrads(c0, c1 int, check bool, sums totals) {
 			c = next
 			continue
 		}
+		if check {
+			if next := w.setInfiniteGrads(c, c1, sums); next > c {
+				w.saveSums(c, next, sums)
+				c = next
+				continue
+			}
+		}
 		end, settled := min(c+together, c1), totals{w.channels.sumA, w.channels.sumB, false}
 		together = mostSpan
 		if sums.ofSegments {
@@ -1019,9 +1027,14 @@ func (w *workspace) setTinyGrads(c, c1 int, sums totals) (end int) {
 	for end = c; end < c1 && end-c < callChannels && w.allIn64(end, c1); {
 		end = min(end+lanes, c1)
 	}
-	if end == c {
-		return c
+	if end > c {
+		w.setAllGrads64(c, end, sums)
 	}
+	return end
+}
+
+// setAllGrads64 is setGrads64 for the channels from c to end-1.
+func (w *workspace) setAllGrads64(c, end int, sums totals) {
 	ch := &w.channels
 	clear(ch.gradWide[c:end])
 	gammaGrad := w.gammaGrad
@@ -1041,7 +1054,61 @@ func (w *workspace) setTinyGrads(c, c1 int, sums totals) (end int) {
 	if w.renorm.r != nil && w.gammaGrad != nil {
 		w.saveGammaGrad(c, end)
 	}
+}
+
+// setInfiniteGrads is setGrads for channels from c to c1-1 as long as their sums are not finite because
+// x has NaN or infinities, or the gradients have: no powers make them finite. It returns the first
+// channel that is left.
+func (w *workspace) setInfiniteGrads(c, c1 int, sums totals) (end int) {
+	ch := &w.channels
+	b := sums.b[c:min(c1, c+callChannels)] // where g is not finite, neither is this sum
+	invstd, n := ch.invstd[c:][:len(b)], 0
+	for n < len(b) && b[n]-b[n] != 0 && invstd[n] == invstd[n] {
+		n++
+	}
+	if n == 0 || w.tinyOf(c) != 0 {
+		return c
+	}
+	end = w.firstUnusual(c, c+n)
+	w.largestOf(c, end, sums.a[c]-sums.a[c] != 0)
+	if i := slices.IndexFunc(ch.extent[c:end], isNumber); i >= 0 {
+		end = c + i
+	}
+	if end < c1 { // whole vectors
+		end -= end % lanes
+	}
+	if end <= c {
+		return c
+	}
+	w.setAllGrads64(c, end, sums)
+	if w.frozen {
+		return end
+	}
+	for i := c; i < end; i += lanes {
+		k1, k2 := ch.fields.from(fieldK1, i), ch.fields.from(fieldK2, i)
+		for j := range min(lanes, end-i) {
+			k1[j], k2[j] = float32(ch.k1[i+j]), float32(ch.k2[i+j])
+		}
+	}
 	return end
+}
+
+// largestOf sets the extents of the channels c0 to c1-1 to the largest magnitudes of x, or of g.
+func (w *workspace) largestOf(c0, c1 int, ofG bool) {
+	ch, g, s := &w.channels, w.geo, w.measured(ofG)
+	if g.layout == cols && g.width == g.channels && g.height <= stripRows && w.source == nil && !s.computesG {
+		looked.Add(int64(c1 - c0))
+		most := maxCall / g.height &^ (lanes - 1)
+		for c := c0; c < c1; c += most {
+			w.largest(s.values()[c:], g.height, min(most, c1-c), g.width, ch.extent[c:])
+		}
+		return
+	}
+	for c := c0; c < c1; c++ {
+		ch.flag[c] = true
+	}
+	w.measure(c0, c1, ofG)
+	clear(ch.flag[c0:c1])
 }
 
 // setUsualGrads is setGrads for channels from c to c1-1 as long as they are usual. It
@@ -1115,13 +1182,14 @@ func (w *workspace) saveGammaGrad(c0, c1 int) {
 // needsCare reports whether dx of a channel needs scaled values. The channel is not wide,
 // but constants of dx are outside of float32's comfortable range. Constants that are only
 // small do no harm if gradients and deviations are in it. Gradients that are all 0, or not
-// all finite, need no scaling, unless they are 0 in a part of a batch alone.
+// all finite, need no scaling, unless they are 0 in a part of a batch alone. Neither does dx that
+// is not finite.
 func (ch *channels) needsCare(c int) bool {
-	e := ch.extent[c]
-	if e == 0 && ch.k1[c] == 0 && ch.k2[c] == 0 || !isNumber(e) {
+	e, k2 := ch.extent[c], ch.k2[c]
+	if e == 0 && ch.k1[c] == 0 && k2 == 0 || !isNumber(e) || k2-k2 != 0 {
 		return false
 	}
-	return !comfortable(e) || wild(ch.invstd[c], tameMin, tameMax) || math.Abs(ch.k1[c]) > sureMax || math.Abs(ch.k2[c]) > sureMax
+	return !comfortable(e) || wild(ch.invstd[c], tameMin, tameMax) || math.Abs(ch.k1[c]) > sureMax || math.Abs(k2) > sureMax
 }
 
 // scaledGradient returns the constants of dx of a channel, and the powers by which its

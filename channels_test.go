@@ -115,6 +115,9 @@ func channelCases() map[string]channelCase {
 
 func tinyCase(a *channelArgs, c int) bool {
 	most := float32(0)
+	if v := scalar.Abs(a.x[c]); v >= hugeLeast && v <= math.MaxFloat32 {
+		return false
+	}
 	for _, v := range []float32{a.x[c], a.gamma[c], a.beta[c], a.running[c]} {
 		if v = scalar.Abs(v); !(v <= tinyMost) {
 			return true
@@ -367,9 +370,10 @@ func (s *channelSet) set(seed uint64) {
 				}
 			}
 		}
-		if s.kernel == channelTiny { // each of the values is tiny, 0, NaN, infinite or just too large in some channels
+		if s.kernel == channelTiny { // each of the values is tiny, 0, NaN, infinite, huge or just too large in some channels
 			for c := range values {
-				values[c] = []float64{tinyMost, -1e-39, 0, 1e-45, tinyMost * 1.001, math.NaN(), 1, math.Inf(-1)}[(int(seed)*7+i+c*c)>>(int(seed)%3*2)%8]
+				values[c] = []float64{tinyMost, -1e-39, 0, 1e-45, tinyMost * 1.001, math.NaN(), 1, math.Inf(-1),
+					hugeLeast, -hugeLeast * (1 - 0x1p-24)}[(int(seed)*7+i+c*c)>>(int(seed)%3*2)%10]
 				if seed%4 != 0 && c != int(seed/4)%len(values) {
 					values[c] = 1
 				}

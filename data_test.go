@@ -21,11 +21,14 @@ const (
 // lookedAt has the kinds of which values are looked at, forward and backward, as their
 // sums don't tell enough.
 var lookedAt = map[string][2]bool{
-	"NaN in one channel":  {true, false},
-	"NaN in all channels": {true, false},
-	"Inf in one channel":  {true, false},
-	"Inf in all channels": {true, false},
-	"kinds in turn":       {true, false},
+	"NaN in one channel":         {true, false},
+	"NaN in all channels":        {true, false},
+	"Inf in one channel":         {true, false},
+	"Inf in all channels":        {true, false},
+	"NaN under given statistics": {true, true},
+	"Inf under given statistics": {true, true},
+	"NaN in dy of all channels":  {false, true},
+	"kinds in turn":              {true, false},
 }
 
 // takenAgainOf says for every kind of data which channels take their sums again, forward
@@ -43,9 +46,13 @@ var takenAgainOf = map[string][2]int{
 	"NaN in all channels":          {takenOnce, takenOnce},
 	"Inf in one channel":           {takenOnce, takenOnce},
 	"Inf in all channels":          {takenOnce, takenOnce},
+	"NaN under given statistics":   {takenOnce, takenOnce},
+	"Inf under given statistics":   {takenOnce, takenOnce},
 	"dy * 1e-30":                   {takenOnce, takenOnce},
 	"dy * 1e-38":                   {takenOnce, takenOnce}, // the gradients are scaled
 	"dy * 1e-38 in one channel":    {takenOnce, takenOnce},
+	"NaN in dy of all channels":    {takenOnce, takenOnce},
+	"dy * 1e36":                    {takenOnce, takenOnce}, // sums are in float64
 	"x * 1e20":                     {takenAgain, takenOnce},
 	"x * 1e20 in one channel":      {takenAgain, takenOnce},
 	"x * 1e-25":                    {takenOnce, takenOnce}, // nothing beside epsilon
@@ -215,15 +222,19 @@ func rescuedOf(t *testing.T, s batchnorm.Shape, mask batchnorm.Mask, k kinds.Kin
 	forward, backward int64, looked [2]int64) {
 	x, dy := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(2, s.Len(), -1, 1)
 	gamma, beta := gen.Uniform(3, s.Channels, 0.5, 1.5), gen.Uniform(4, s.Channels, -1, 1)
-	k.Apply(s.Outer, s.Channels, s.Inner, x, dy, gamma, beta)
 	p, err := batchnorm.NewPlan(s, batchnorm.WithActivation(act), batchnorm.WithPath(path))
 	noError(t, err)
 	mean, invstd := make([]float64, s.Channels), make([]float64, s.Channels)
-	out := make([]float32, s.Len())
+	a := batchnorm.ForwardArgs{X: x, Gamma: gamma, Beta: beta, Y: make([]float32, s.Len()), Mean: mean, InvStd: invstd, Mask: mask}
+	if k.Given {
+		noError(t, p.Forward(a))
+		a.Mean, a.InvStd = nil, nil
+	}
+	k.Apply(s.Outer, s.Channels, s.Inner, x, dy, gamma, beta)
 	before, unseen := batchnorm.Rescued(), batchnorm.Looked()
-	noError(t, p.Forward(batchnorm.ForwardArgs{X: x, Gamma: gamma, Beta: beta, Y: out, Mean: mean, InvStd: invstd, Mask: mask}))
+	noError(t, p.Forward(a))
 	between, seen := batchnorm.Rescued(), batchnorm.Looked()
-	noError(t, p.Backward(batchnorm.BackwardArgs{DY: dy, X: x, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd, DX: out,
+	noError(t, p.Backward(batchnorm.BackwardArgs{DY: dy, X: x, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd, DX: a.Y,
 		DGamma: make([]float32, s.Channels), DBeta: make([]float32, s.Channels), Mask: mask}))
 	return between - before, batchnorm.Rescued() - between, [2]int64{seen - unseen, batchnorm.Looked() - seen}
 }

@@ -14168,7 +14168,15 @@ DATA tinyChannelsTable<>+0(SB)/8, $0x0880000008800000
 DATA tinyChannelsTable<>+8(SB)/8, $0x0880000008800000
 DATA tinyChannelsTable<>+16(SB)/8, $0x0880000008800000
 DATA tinyChannelsTable<>+24(SB)/8, $0x0880000008800000
-GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $32
+DATA tinyChannelsTable<>+32(SB)/8, $0x7180000071800000
+DATA tinyChannelsTable<>+40(SB)/8, $0x7180000071800000
+DATA tinyChannelsTable<>+48(SB)/8, $0x7180000071800000
+DATA tinyChannelsTable<>+56(SB)/8, $0x7180000071800000
+DATA tinyChannelsTable<>+64(SB)/8, $0x7f8000007f800000
+DATA tinyChannelsTable<>+72(SB)/8, $0x7f8000007f800000
+DATA tinyChannelsTable<>+80(SB)/8, $0x7f8000007f800000
+DATA tinyChannelsTable<>+88(SB)/8, $0x7f8000007f800000
+GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $96
 // func tinyChannels(id int, a *channelArgs)
 TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -14179,48 +14187,56 @@ TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_running(R23), R5
 	MOVD $tinyChannelsTable<>(SB), R24
 	FLDPQ (R24), (F2, F3)
-	EOR8(3, 3, 3)
-	FCMGE8(3, 3, 0)
+	FLDPQ 32(R24), (F4, F5)
+	EOR8(4, 4, 4)
+	FCMGE8(4, 4, 0)
 	USHR8(1, 0)
 	MOVD R2, R6
 	MOVD R0, R7
 quick1:
-	FLDPQ (R6), (F4, F5)
-	AND8(2, 0, 2)
-	FCMGE8(2, 1, 2)
-	ORR8(2, 3, 3)
+	FLDPQ (R6), (F6, F7)
+	AND8(3, 0, 3)
+	FCMGE8(2, 3, 5)
+	FCMGE8(3, 1, 3)
+	ORR8(5, 4, 4)
+	ORR8(3, 4, 4)
 	ADD $32, R6
 	SUBS $8, R7
 	BNE quick1
-	MAXOFALL(3)
-	VMOV V6.S[0], R15
+	MAXOFALL(4)
+	VMOV V8.S[0], R15
 	CBNZ R15, channels2
 	MOVD $0, R0
 	B end4
 channels2:
-	EOR8(3, 3, 3)
-	FLDPQ (R2), (F4, F5)
-	AND8(2, 0, 2)
-	SMAX8(2, 3, 3)
+	EOR8(4, 4, 4)
+	FLDPQ (R2), (F6, F7)
+	AND8(3, 0, 3)
+	FCMGE8(2, 3, 5)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGT8(3, 14, 14)
+	AND8(14, 5, 5)
+	SMAX8(3, 4, 4)
 	ADD $32, R2
-	FLDPQ (R3), (F4, F5)
-	AND8(2, 0, 2)
-	SMAX8(2, 3, 3)
+	FLDPQ (R3), (F6, F7)
+	AND8(3, 0, 3)
+	SMAX8(3, 4, 4)
 	ADD $32, R3
-	FLDPQ (R4), (F4, F5)
-	AND8(2, 0, 2)
-	SMAX8(2, 3, 3)
+	FLDPQ (R4), (F6, F7)
+	AND8(3, 0, 3)
+	SMAX8(3, 4, 4)
 	ADD $32, R4
-	FLDPQ (R5), (F4, F5)
-	AND8(2, 0, 2)
-	SMAX8(2, 3, 3)
+	FLDPQ (R5), (F6, F7)
+	AND8(3, 0, 3)
+	SMAX8(3, 4, 4)
 	ADD $32, R5
-	FCMGE8(3, 1, 2)
+	FCMGE8(4, 1, 3)
 	EOR8(14, 14, 14)
-	FCMGT8(14, 3, 3)
-	AND8(3, 2, 2)
-	MAXOFALL(2)
-	VMOV V4.S[0], R15
+	FCMGT8(14, 4, 4)
+	AND8(4, 3, 3)
+	ORR8(5, 3, 3)
+	MAXOFALL(3)
+	VMOV V6.S[0], R15
 	CBNZ R15, end4
 next3:
 	SUBS $8, R0

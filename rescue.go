@@ -75,7 +75,7 @@ func (w *workspace) larger(x []float32, rows, n, stride int, acc []float32) {
 // measure sets the extents of the flagged channels of c0 to c1-1 to their largest
 // magnitudes: of x, or of g.
 func (w *workspace) measure(c0, c1 int, ofG bool) {
-	s, ch := measuredStage{&w.again, ofG, ofG && w.computesG(&w.again)}, &w.channels
+	s, ch := w.measured(ofG), &w.channels
 	n := 0
 	for c := c0; c < c1; c++ {
 		if ch.flag[c] {
@@ -116,6 +116,19 @@ type measuredStage struct {
 	ofG, computesG bool
 }
 
+// measured returns the stage that takes sums again, for a look at x or at g.
+func (w *workspace) measured(ofG bool) measuredStage {
+	return measuredStage{&w.again, ofG, ofG && w.computesG(&w.again)}
+}
+
+// values returns the tensor that is measured, unless g is computed.
+func (s *measuredStage) values() []float32 {
+	if s.ofG {
+		return s.dy
+	}
+	return s.x
+}
+
 // computesG reports whether gradients are computed before their sums are taken again.
 func (w *workspace) computesG(s *stage) bool { return w.backward && s.act.kind != actIdentity }
 
@@ -127,8 +140,8 @@ const measureColumns = 8 * lanes
 // it may have to copy them, and an infinity or NaN is often everywhere.
 func (w *workspace) measureRow(s measuredStage, buf *buffers, k *constants, c int) (extent float32) {
 	g, most, images := w.geo, measureColumns, 1
-	if !s.ofG && w.source == nil { // the sample is quickest
-		if v := math.Float32frombits(largestAt(s.x, &g.sampled, c*g.inner)); !isNumber(v) {
+	if !s.computesG && w.source == nil && g.outer*g.inner > 0 { // the sample is quickest
+		if v := math.Float32frombits(largestAt(s.values(), &g.sampled, c*g.inner)); !isNumber(v) {
 			return v
 		}
 	}
@@ -140,7 +153,7 @@ func (w *workspace) measureRow(s measuredStage, buf *buffers, k *constants, c in
 			n = min(most, g.inner-i)
 			most = bufferLen
 			b := w.packRows(s.stage, buf, c, o, images, i, n)
-			v := w.measured(s, buf, k, &b)
+			v := w.magnitudesOf(s, buf, k, &b)
 			acc := buf.largest[:measureColumns]
 			w.largest(v, len(v)/measureColumns, measureColumns, measureColumns, acc)
 			if rest := len(v) % measureColumns; rest > 0 {
@@ -193,19 +206,15 @@ func (w *workspace) nothingToSave(largest []float32, j int) bool {
 // measureBlock measures rows of n columns, from element i of the geometry's tensor on.
 func (w *workspace) measureBlock(s measuredStage, buf *buffers, k *constants, i, rows, n int) {
 	if w.source == nil && !s.computesG { // in place
-		x := s.x
-		if s.ofG {
-			x = s.dy
-		}
-		w.larger(x[i:], rows, n, w.geo.width, buf.largest[:])
+		w.larger(s.values()[i:], rows, n, w.geo.width, buf.largest[:])
 		return
 	}
 	b := w.packCols(s.stage, buf, i, rows, n)
-	w.larger(w.measured(s, buf, k, &b), rows, n, n, buf.largest[:])
+	w.larger(w.magnitudesOf(s, buf, k, &b), rows, n, n, buf.largest[:])
 }
 
-// measured returns the values of a block whose largest magnitude is taken.
-func (w *workspace) measured(s measuredStage, buf *buffers, k *constants, b *block) []float32 {
+// magnitudesOf returns the values of a block whose largest magnitude is taken.
+func (w *workspace) magnitudesOf(s measuredStage, buf *buffers, k *constants, b *block) []float32 {
 	if s.ofG {
 		return w.gradients(s.act, buf, b, k)[:b.rows*b.n]
 	}
@@ -248,9 +257,17 @@ func (w *workspace) nextSpan(j, c0, c1 int) (first, n int, ok bool) {
 	return j, min(n, g.width-j), n > 0
 }
 
-// setSpan sets the constants of z of n columns from column j on.
+// setSpan sets the constants of z of n columns from column j on, which is a multiple of 8.
 func (w *workspace) setSpan(k *constants, j, n int) {
 	k.reset(w.geo.layout)
+	if !w.anyTiny && !w.anyFormed(0, w.geo.channels) {
+		for i := 0; i < n; i += lanes {
+			to, from := (*record)(k.z[i*coefLen:]), (*record)(w.coef[(j+i)*coefLen:])
+			copy(to[:fieldK1*lanes], from[:])
+			clear(to[fieldK1*lanes:])
+		}
+		return
+	}
 	for i := range n {
 		w.setZ(k, i, w.channelOf(j+i))
 	}
@@ -506,10 +523,8 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 			}
 		}
 		switch {
-		case !check || !w.suspicious(c):
+		case !check || !w.suspicious(c) || !isNumber(e):
 			ch.flag[c] = false
-		case !isNumber(e): // dgamma is NaN, whatever the rounding of m makes of the sum
-			ch.flag[c], ch.sumB[c] = false, math.NaN()
 		case e == 0:
 			ch.flag[c], ch.sumA[c], ch.sumB[c] = false, 0, 0
 		case comfortable(e) && !ch.isWide(c) && !wild(ch.invstd[c], tameMin, tameMax) && ch.sumA[c]-ch.sumA[c] == 0 && ch.sumB[c]-ch.sumB[c] == 0:
@@ -594,13 +609,13 @@ func (w *workspace) trusts(c int) bool {
 	return float64(w.least*w.values) >= float64(w.values*w.channels.invstd[c])*gradMin
 }
 
-// strange reports whether dx of a channel may need scaled values: its constants are outside
+// strange reports whether dx of a channel may need scaled values: its constants are finite, and outside
 // of float32's comfortable range. The magnitude of the gradients decides.
 func (w *workspace) strange(c int) bool {
 	f := w.channels.affine(c)
 	var d gradient
 	d.set(&f, w.channels.invstd[c], w.channels.sumA[c], w.channels.sumB[c], w.values)
-	return d.wide
+	return d.wide && d.k2-d.k2 == 0
 }
 
 // comfortable reports whether gradients of this largest magnitude need no scaling.

@@ -113,7 +113,7 @@ func (w *workspace) findTinyBehind(values []float32, kind byte, at *[tinySample]
 			c = end
 		default:
 			if largestAt(values, at, c*next) == 0 {
-				w.look(c, kind, w.largestBehind(values, c*next))
+				w.look(c, kind, 0, w.largestBehind(values, c*next))
 			}
 			c++
 		}
@@ -145,7 +145,7 @@ func (w *workspace) findTinyColumns(values []float32, kind byte, at *[tinySample
 	}
 	for i, v := range sampled {
 		if v == 0 {
-			w.look(c+i, kind, math.Float32bits(most[i]))
+			w.look(c+i, kind, 0, math.Float32bits(most[i]))
 		}
 	}
 }

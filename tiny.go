@@ -17,12 +17,20 @@ import (
 // bits of a float32 product unless its factor is wild. Channels whose constants are too large for
 // float32 go the same way: both are precise (stats.go).
 //
+// Gradients that are huge, and values of x under statistics that are not, go this way in a backward pass,
+// too: float32 sums of their products would overflow. They count among the tiny ones here.
+//
 // Constants are known. Four values of a channel decide on the others, or more if these are 0
 // (sparse.go), so that the decision is the same on every path and for any number of workers.
 
-// tinyMost is the largest magnitude of a tiny number. Products of larger ones are
-// seldom subnormal.
-const tinyMost = 0x1p-110
+const (
+	// tinyMost is the largest magnitude of a tiny number. Products of larger ones are
+	// seldom subnormal.
+	tinyMost = 0x1p-110
+	// hugeLeast is the least magnitude of a huge number. Sums of smaller ones, times usual
+	// numbers, hardly overflow.
+	hugeLeast = 0x1p100
+)
 
 // Which numbers of a channel, or of some channels, are tiny.
 const (
@@ -105,33 +113,41 @@ func (w *workspace) findTiny(values []float32, kind byte, large bool, at *[tinyS
 		w.findTinyBehind(values, kind, at, next, c)
 	}
 	usual := uint32(infinityBits<<1 - tinyBits - 1) // the number of magnitudes
-	if large {
+	switch {
+	case large:
 		usual = largeBits - tinyBits - 1
+	case w.backward:
+		usual = hugeBits - tinyBits - 1
 	}
 	for i := at[0] + c*next; c < channels; c, i = c+1, i+next {
 		if first := magnitudeBits(values[i]); first-tinyBits-1 >= usual { // or the channel is usual
 			most := largestAt(values, at, c*next)
 			switch {
-			case first > tinyBits:
+			case first > tinyBits && large:
 				w.lookLarge(c, most)
 			case kind == 0:
 			case most == 0:
-				w.look(c, kind, w.largestBehind(values, c*next))
+				w.look(c, kind, 0, w.largestBehind(values, c*next))
 			default:
-				w.look(c, kind, most)
+				w.look(c, kind, first, most)
 			}
 		}
 	}
 }
 
 // look makes a channel one of a kind if the bits of its largest magnitude are of a tiny
-// number other than 0.
-func (w *workspace) look(c int, kind byte, most uint32) {
-	if most-1 >= tinyBits {
-		return
+// number other than 0, or in a backward pass those of its first one of a huge number.
+func (w *workspace) look(c int, kind byte, first, most uint32) {
+	if most-1 < tinyBits || w.isHuge(first, most) {
+		w.beginTiny()
+		w.channels.tiny[c] |= kind
 	}
-	w.beginTiny()
-	w.channels.tiny[c] |= kind
+}
+
+// isHuge reports whether a backward pass handles a channel like one of tiny numbers, given the bits of
+// the first and of the largest one of its sampled magnitudes: the first is huge, and none is infinite.
+func (w *workspace) isHuge(first, most uint32) bool {
+	return w.backward && first >= hugeBits && most < infinityBits
 }
 
 // beginTiny says that there are channels of tiny numbers.
@@ -167,21 +183,23 @@ func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]i
 			c := ceilDiv(j, next)
 			first = false
 			for j += lanes; c*next < j; c++ {
-				w.look(c, kind, largestAt(values, at, c*next))
+				w.look(c, kind, magnitudeBits(values[at[0]+c*next]), largestAt(values, at, c*next))
 			}
 			continue
 		}
 		// Where some channels are tiny, others often are.
 		end := min(j+mostSpan, n)
-		extent := w.channels.extent[j:end]
-		w.largest(values[at[0]+j:], 1, len(extent), 0, extent)
+		extent, firsts := w.channels.extent[j:end], values[at[0]+j:end+at[0]]
+		w.largest(firsts, 1, len(extent), 0, extent)
 		for _, i := range at[1:] {
 			w.larger(values[i+j:], 1, len(extent), 0, extent)
 		}
-		w.beginTiny()
 		tiny := w.channels.tiny[j:end]
 		for i, v := range extent[:len(tiny)] {
-			if math.Float32bits(v)-1 < tinyBits {
+			if most := math.Float32bits(v); most-1 < tinyBits || most >= hugeBits && w.isHuge(magnitudeBits(firsts[i]), most) {
+				if !w.anyTiny {
+					w.beginTiny()
+				}
 				tiny[i] |= kind
 			}
 		}
@@ -192,8 +210,11 @@ func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]i
 // magnitudeBits returns the bits of the magnitude of a number, which are in its order.
 func magnitudeBits(v float32) uint32 { return math.Float32bits(v) &^ (1 << 31) }
 
-// tinyBits has the bits of tinyMost.
-const tinyBits = (127 - 110) << 23
+// tinyBits has the bits of tinyMost, and hugeBits those of hugeLeast.
+const (
+	tinyBits = (127 - 110) << 23
+	hugeBits = (127 + 100) << 23
+)
 
 // tinyOf returns which numbers of a channel are tiny.
 func (w *workspace) tinyOf(c int) byte {

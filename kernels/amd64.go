@@ -430,9 +430,7 @@ func (l amd64) farResult(dst vec, j int) {
 
 func (l amd64) replaceFar(dst, t vec, j int) {
 	l.printf("VMOVUPS %d(R14), Y%d", amd64FarMasks+j*vecBytes, t)
-	l.op(opAndNot, dst, t, dst)
-	l.printf("VANDPS %d(R14), Y%d, Y%d", amd64FarResults+j*vecBytes, t, t)
-	l.op(opOr, dst, dst, t)
+	l.printf("VBLENDVPS Y%d, %d(R14), Y%d, Y%d", t, amd64FarResults+j*vecBytes, dst, dst)
 }
 
 func (l amd64) shiftRight(dst vec, n int) { l.printf("VPSRLD $%d, Y%d, Y%d", n, dst, dst) }

@@ -341,6 +341,7 @@ const (
 	tameMin   = 0x1p-60
 	gradMin   = 0x1p-120
 	tinyMost  = 0x1p-110
+	hugeLeast = 0x1p+100
 	factorMin = 0x1p-96
 	factorMax = 0x1p+120
 
@@ -1190,8 +1191,8 @@ func channelText(on target) (text string, symbols []string) {
 	return text, symbols
 }
 
-// tinyChannels looks at the first value of all channels. If one is tiny, it looks at four
-// values of each, until it finds 8 channels of which one is tiny by all of them.
+// tinyChannels looks at the first value of all channels. If one is tiny or huge, it looks at four
+// values of each, until it finds 8 channels of which one is tiny by all of them, or huge by the first.
 func tinyChannels(c *chans) {
 	n, t := c.newArg("n"), c.newReg()
 	var at [4]reg
@@ -1199,10 +1200,11 @@ func tinyChannels(c *chans) {
 		at[i] = c.newArg(field)
 	}
 	first, left := c.newReg(), c.newReg()
-	magnitude, most, v, found := c.newVec(), c.newVec(), c.newVec(), c.newVec()
+	magnitude, most, least, v, found, huge := c.newVec(), c.newVec(), c.newVec(), c.newVec(), c.newVec(), c.newVec()
 	before := c.buf.String()
 	c.buf.Reset()
 	c.constant(most, c.entry32(tinyMost))
+	c.constant(least, c.entry32(hugeLeast))
 	c.zero(found)
 	c.op(opLE, magnitude, found, found)
 	c.shiftRight(magnitude, 1) // all bits but the sign
@@ -1211,7 +1213,9 @@ func tinyChannels(c *chans) {
 	c.asm.move(left, n)
 	c.label(quick)
 	c.opMem(opAnd, v, magnitude, mem{base: first}, v)
+	c.op(opLE, huge, least, v)
 	c.op(opLE, v, v, most)
+	c.op(opOr, found, found, huge)
 	c.op(opOr, found, found, v)
 	c.addImm(first, vecBytes)
 	c.subImm(left, lanes)
@@ -1221,8 +1225,14 @@ func tinyChannels(c *chans) {
 	c.jump(end)
 	c.label(again)
 	c.zero(found)
-	for _, a := range at {
+	for i, a := range at {
 		c.opMem(opAnd, v, magnitude, mem{base: a}, v)
+		if i == 0 {
+			c.op(opLE, huge, least, v)
+			c.constant(constVec, c.entry32(float32(math.Inf(1))))
+			c.op(opGT, constVec, constVec, v)
+			c.op(opAnd, huge, huge, constVec)
+		}
 		c.op(opMaxInt, found, found, v)
 		c.addImm(a, vecBytes)
 	}
@@ -1230,6 +1240,7 @@ func tinyChannels(c *chans) {
 	c.zero(constVec)
 	c.op(opGT, found, found, constVec)
 	c.op(opAnd, v, v, found)
+	c.op(opOr, v, v, huge)
 	c.ifAny(v, end)
 	c.label(next)
 	c.subImm(n, lanes)

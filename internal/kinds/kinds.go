@@ -17,6 +17,8 @@ type Kind struct {
 	Far float64
 	// Backward says that only the gradients differ from usual data.
 	Backward bool
+	// Given says that a backward pass and frozen statistics are given the statistics of usual data.
+	Given bool
 
 	every   int      // one channel of so many is of the kind, all others are usual
 	changes []change // channels take them in turn
@@ -25,7 +27,8 @@ type Kind struct {
 // change is a change to the usual data of a channel.
 type change struct {
 	x, dy func(float32) float32 // nil: none
-	first func(x []float32)     // changes a value of a channel
+	first func([]float32)       // changes a value of x
+	grad  func([]float32)       // the same for dy
 	gamma func(float32) float32
 	beta  func(float32) float32
 	limit float64
@@ -49,9 +52,11 @@ var (
 	constant = change{x: to(0.7), limit: 1.1}
 	nan      = change{first: one(math.NaN()), limit: 1.1}
 	infinite = change{first: one(math.Inf(1)), limit: 1.1}
+	nanDY    = change{grad: one(math.NaN()), limit: 1.1}
 	large    = change{x: times(1e20), limit: 2.5}
 	small    = change{x: times(1e-25), limit: 2.5}
 	tinyDY   = change{dy: times(1e-30), limit: 2.5}
+	largeDY  = change{dy: times(1e36), limit: 2.5}
 
 	subnormalDY = change{dy: times(1e-38), limit: 2.5}
 	subnormalX  = change{x: times(1e-39), limit: 2.5}
@@ -60,7 +65,7 @@ var (
 
 func of(name string, every int, c change) Kind {
 	k := Kind{Name: name, Limit: c.limit, Far: cmp.Or(c.far, c.limit),
-		Backward: c.x == nil && c.first == nil && c.gamma == nil && c.beta == nil && c.dy != nil,
+		Backward: c.x == nil && c.first == nil && c.gamma == nil && c.beta == nil && (c.dy != nil || c.grad != nil),
 		every:    every, changes: []change{c}}
 	return k
 }
@@ -73,6 +78,12 @@ func inTurn(name string, changes ...change) Kind {
 		k.Limit += c.limit / float64(len(changes))
 		k.Far += cmp.Or(c.far, c.limit) / float64(len(changes))
 	}
+	return k
+}
+
+// given makes the statistics of a kind those of usual data.
+func given(k Kind) Kind {
+	k.Given = true
 	return k
 }
 
@@ -93,9 +104,13 @@ func List() []Kind {
 		of("NaN in all channels", all, nan),
 		of("Inf in one channel", math.MaxInt, infinite),
 		of("Inf in all channels", all, infinite),
+		given(of("NaN under given statistics", all, nan)),
+		given(of("Inf under given statistics", all, infinite)),
+		of("NaN in dy of all channels", all, nanDY),
 		of("dy * 1e-30", all, tinyDY),
 		of("dy * 1e-38", all, subnormalDY),
 		of("dy * 1e-38 in one channel", math.MaxInt, change{dy: subnormalDY.dy, limit: 1.1}), // its own time only
+		of("dy * 1e36", all, largeDY),
 		of("x * 1e20", all, large),
 		of("x * 1e20 in one channel", math.MaxInt, change{x: large.x, limit: 1.1}), // its own time only
 		of("x * 1e-25", all, small),
@@ -152,6 +167,9 @@ func (k Kind) Apply(outer, channels, inner int, x, dy, gamma, beta []float32) {
 		each(dy, c, change.dy)
 		if change.first != nil {
 			change.first(x[c*inner:])
+		}
+		if change.grad != nil {
+			change.grad(dy[c*inner:])
 		}
 		if change.gamma != nil {
 			gamma[c] = change.gamma(gamma[c])
