@@ -461,3 +461,30 @@ func forEachTinyShape(t *testing.T, shapes []Shape, do func(t *testing.T, p *Pla
 		}
 	}
 }
+
+// TestLargestSampled: the sampled rows need not be equally far apart.
+func TestLargestSampled(t *testing.T) {
+	const n, width = 19, 40
+	values := gen.Normal(1, 20*width, 0, 1)
+	for _, path := range Paths() {
+		p, err := NewPlan(Shape{Outer: 20, Channels: width, Inner: 1}, WithPath(path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := p.acquire(&Mask{}, 20, false)
+		for _, rows := range [][tinySample]int{{0, 5, 10, 15}, {0, 5, 10, 16}, {0, 4, 10, 16}, {3, 3, 3, 3}, {1, 2, 3, 19}} {
+			at := rows
+			for i := range at {
+				at[i] *= width
+			}
+			got := make([]float32, roundUp(n, lanes))
+			w.largestSampled(values[7:], &at, got[:n])
+			for j, v := range got[:n] {
+				if want := math.Float32frombits(largestAt(values[7:], &at, j)); v != want {
+					t.Errorf("%v, rows %v: column %d: %g, want %g", path, rows, j, v, want)
+				}
+			}
+		}
+		p.release(w)
+	}
+}

@@ -71,8 +71,13 @@ func (ch *channels) isWide(c int) bool { return ch.form[c] == wideForm }
 
 // markForms sets the forms of the channels c0 to c1-1, of which none is wide.
 func (ch *channels) markForms(c0, c1 int) {
+	forms, invstd := ch.form[c0:c1], ch.invstd[c0:c1]
 	for c, scale := range ch.scale[c0:c1] {
-		ch.form[c0+c] = formOf(ch.invstd[c0+c], scale)
+		form := byte(0)
+		if isPrecise(invstd[c], scale) {
+			form = preciseForm
+		}
+		forms[c] = form
 	}
 }
 

@@ -123,10 +123,7 @@ func (w *workspace) findTinyBehind(values []float32, kind byte, at *[tinySample]
 // findTinyColumns is findTinyBehind for the adjacent channels from c to end-1.
 func (w *workspace) findTinyColumns(values []float32, kind byte, at *[tinySample]int, c, end int) {
 	sampled := w.channels.extent[c:end]
-	w.largest(values[at[0]+c:], 1, len(sampled), 0, sampled)
-	for _, i := range at[1:] {
-		w.larger(values[i+c:], 1, len(sampled), 0, sampled)
-	}
+	w.largestSampled(values[c:], at, sampled)
 	zeros := 0
 	for _, v := range sampled {
 		if v == 0 {

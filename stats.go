@@ -136,19 +136,14 @@ func (f *affine) form() byte {
 	switch {
 	case f.wide():
 		return wideForm
-	case math.IsInf(f.mean, 0) && f.invstd == f.invstd:
-		return preciseForm
-	}
-	return formOf(f.invstd, f.scale)
-}
-
-// formOf returns the form of a channel that is not wide.
-func formOf(invstd, scale float64) byte {
-	if isWild(scale) || wild(invstd, sureMin, sureMax) {
+	case math.IsInf(f.mean, 0) && f.invstd == f.invstd, isPrecise(f.invstd, f.scale):
 		return preciseForm
 	}
 	return 0
 }
+
+// isPrecise reports whether a channel that is not wide is precise.
+func isPrecise(invstd, scale float64) bool { return isWild(scale) || wild(invstd, sureMin, sureMax) }
 
 func (f *affine) set(mean, invstd, gamma, beta float64) {
 	*f = affine{mean: mean, invstd: invstd, scale: float64(gamma * invstd), beta: beta}

@@ -77,15 +77,17 @@ func (w *workspace) sample(do phases) {
 func addFactors(kinds, forms []byte) {
 	for first := bytes.IndexByte(forms, preciseForm); first >= 0; first = bytes.IndexByte(forms, preciseForm) {
 		kinds, forms = kinds[first:], forms[first:]
-		if len(kinds) < lanes || len(forms) < lanes {
+		precise := uint64(1)
+		for ; precise != 0 && len(kinds) >= lanes && len(forms) >= lanes; kinds, forms = kinds[lanes:], forms[lanes:] {
+			precise = ofEight(forms) & (preciseForm * eachByte)
+			binary.LittleEndian.PutUint64(kinds, ofEight(kinds)|precise/preciseForm*tinyFactors)
+		}
+		if precise != 0 {
 			for c, form := range forms {
 				kinds[c] |= form & preciseForm / preciseForm * tinyFactors
 			}
 			return
 		}
-		precise := binary.LittleEndian.Uint64(forms) & (preciseForm * eachByte)
-		binary.LittleEndian.PutUint64(kinds, binary.LittleEndian.Uint64(kinds)|precise/preciseForm*tinyFactors)
-		kinds, forms = kinds[lanes:], forms[lanes:]
 	}
 }
 
@@ -167,6 +169,19 @@ func largestAt(values []float32, at *[tinySample]int, behind int) (most uint32) 
 	return most
 }
 
+// largestSampled sets extent to the largest sampled magnitudes of adjacent channels.
+func (w *workspace) largestSampled(values []float32, at *[tinySample]int, extent []float32) {
+	n, step := len(extent), at[1]-at[0]
+	if at[2]-at[1] == step && at[3]-at[2] == step {
+		w.largest(values[at[0]:], tinySample, n, step, extent)
+		return
+	}
+	w.largest(values[at[0]:], 1, n, 0, extent)
+	for _, i := range at[1:] {
+		w.larger(values[i:], 1, n, 0, extent)
+	}
+}
+
 // findTinyAside is findTiny for channels less than a vector apart, whose first values are in
 // n columns, in whole vectors.
 func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]int, next, n int) {
@@ -190,10 +205,7 @@ func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]i
 		// Where some channels are tiny, others often are.
 		end := min(j+mostSpan, n)
 		extent, firsts := w.channels.extent[j:end], values[at[0]+j:end+at[0]]
-		w.largest(firsts, 1, len(extent), 0, extent)
-		for _, i := range at[1:] {
-			w.larger(values[i+j:], 1, len(extent), 0, extent)
-		}
+		w.largestSampled(values[j:], at, extent)
 		tiny := w.channels.tiny[j:end]
 		for i, v := range extent[:len(tiny)] {
 			if most := math.Float32bits(v); most-1 < tinyBits || most >= hugeBits && w.isHuge(magnitudeBits(firsts[i]), most) {
@@ -487,6 +499,18 @@ func (w *workspace) setFactors(list []float64, coef []float32, j, n int) {
 		}
 	}
 	if !w.anyFormed(0, w.geo.channels) {
+		return
+	}
+	if ch := &w.channels; w.geo.width == w.geo.channels { // as factorZ does, without a call
+		list, forms := list[:n], ch.form[j:j+n]
+		for i, scale := range ch.scale[j : j+n] {
+			switch {
+			case forms[i] == preciseForm && isWild(scale):
+				list[i] = scale
+			case forms[i] == wideForm:
+				list[i] = w.factorZ(j+i, float32(list[i]))
+			}
+		}
 		return
 	}
 	for i := range n {
