@@ -370,67 +370,96 @@ func blockAt(s *stage, i, n int) block {
 		slopes: slice(s.slopes, i, n)}
 }
 
-// writeColsCarefully writes the outputs of rows of n columns from column c on, from
-// index i on, of which some are wide. The others are written as without wide ones beside them.
+// writeColsCarefully writes the outputs of rows of n columns from column c on, from index i on. All of
+// them are wide.
 func (w *workspace) writeColsCarefully(i, c, rows, n int) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
-	k := &buf.constants
-	k.reset(w.geo.layout)
-	others := false
-	for j := range n {
-		of := w.channelOf(c + j)
-		w.setCareful(k, j, of)
-		others = others || !w.wide(of)
-	}
-	w.colBlocks(buf, i, c, rows, n, others, func(r int, b block) {
-		w.writeScaled(buf, &b, k)
-		if others {
-			w.writeBeside(i+r*w.geo.width, c, b.rows, n, w.geo.width)
-		}
-	})
-}
-
-// colBlocks calls write for some rows of n columns from column c on at a time, from index
-// i on. The outputs of a block are in place, or are copied afterwards: where other columns
-// lie between the rows, and if only those of wide channels are wanted.
-func (w *workspace) colBlocks(buf *buffers, i, c, rows, n int, wide bool, write func(r int, b block)) {
-	s, stride := &w.apply, w.geo.width
+	s, k, stride := &w.apply, &buf.constants, w.geo.width
 	if rows == 1 { // its columns are adjacent
 		stride = n
 	}
+	k.reset(w.geo.layout)
+	for j := range n {
+		w.setCareful(k, j, w.channelOf(c+j))
+	}
 	most := bufferLen / n
 	for r := 0; r < rows; r += most {
-		height := min(most, rows-r)
-		b := packBlock(s, buf, i+r*stride, height, n, stride)
-		packed := n != stride || wide
-		if packed {
-			b.y = buf.y[:height*n]
-			if s.dres != nil {
-				b.dres = buf.dres[:height*n]
-			}
-		} else {
-			b.y, b.dres = slice(s.y, i+r*stride, height*n), slice(s.dres, i+r*stride, height*n)
-		}
-		write(r, b)
-		if !packed {
+		height, at := min(most, rows-r), i+r*stride
+		b := packBlock(s, buf, at, height, n, stride)
+		if n == stride { // in place
+			b.y, b.dres = slice(s.y, at, height*n), slice(s.dres, at, height*n)
+			w.writeScaled(buf, &b, k)
 			continue
 		}
+		b.y = buf.y[:height*n]
+		if s.dres != nil {
+			b.dres = buf.dres[:height*n]
+		}
+		w.writeScaled(buf, &b, k)
 		for j := range height {
-			to := i + (r+j)*stride
-			if wide {
-				w.copyWide(s.y[to:to+n], b.y[j*n:], c)
-				if s.dres != nil {
-					w.copyWide(s.dres[to:to+n], b.dres[j*n:], c)
-				}
-				continue
-			}
+			to := at + j*stride
 			copy(s.y[to:to+n], b.y[j*n:])
 			if s.dres != nil {
 				copy(s.dres[to:to+n], b.dres[j*n:])
 			}
 		}
 	}
+}
+
+// writeAside writes the outputs of rows of n columns from column c on, from index i on, of which those
+// listed are wide. The wide ones are copied side by side before the others are written, since an output may be
+// an input, and are put in their places afterwards.
+func (w *workspace) writeAside(buf *buffers, l *columnList, i, c, rows, n, stride int) {
+	s, k, m := &w.apply, &buf.constants, l.n
+	k.reset(w.geo.layout)
+	for at, j := range l.at[:m] {
+		w.setCareful(k, at, w.channelOf(c+j))
+	}
+	most := max(1, min(bufferLen/m, besideValues/n))
+	for r := 0; r < rows; r += most {
+		height, at := min(most, rows-r), i+r*stride
+		l.pick(s, buf, 0, at, height, m, stride)
+		held := buf.held(s, height*m)
+		b := block{rows: height, n: m, x: held.x, dy: held.dy, res: held.res, y: buf.y[:height*m]}
+		if s.dres != nil {
+			b.dres = buf.dres[:height*m]
+		}
+		w.writeScaled(buf, &b, k)
+		w.writeBeside(at, c, height, n, stride)
+		for row := range height {
+			l.put(s.y[at+row*stride:], b.y[row*m:])
+			if s.dres != nil {
+				l.put(s.dres[at+row*stride:], b.dres[row*m:])
+			}
+		}
+	}
+}
+
+// put copies values of the listed columns, side by side, to their places in a row.
+func (l *columnList) put(row, from []float32) {
+	from = from[:l.n]
+	for c, j := range l.at[:l.n] {
+		row[j] = from[c]
+	}
+}
+
+// listWide lists those of n columns from column c on that are wide, by their places among these, and
+// reports whether there is room for all.
+func (w *workspace) listWide(l *columnList, c, n int) bool {
+	l.n, l.apart = 0, true
+	for j := range n {
+		if !w.wide(w.channelOf(c + j)) {
+			continue
+		}
+		if l.n == mostSpan {
+			return false
+		}
+		l.apart = l.apart && (l.n == 0 || l.at[l.n-1] != j-1)
+		l.at[l.n] = j
+		l.n++
+	}
+	return true
 }
 
 // copyWide copies the values of columns from column c on whose channels are wide.

@@ -222,10 +222,6 @@ func (w *workspace) applyCols(t int) {
 // writeBlock writes the outputs of rows of n columns, from index i on. Columns beyond the
 // geometry's width are those of the next rows.
 func (w *workspace) writeBlock(i, rows, n int) {
-	unit := lineLen // so that lines have non-temporal stores as a whole
-	if w.apply.act.variant() == actCalled {
-		unit = quadSize * lanes // for which a function is called
-	}
 	for p := 0; p < n; p += panel {
 		end := min(p+panel, n)
 		if !w.someInBlocks {
@@ -236,30 +232,28 @@ func (w *workspace) writeBlock(i, rows, n int) {
 			w.writeBeside(i+p, p, rows, end-p, n)
 			continue
 		}
-		for q, next := p, p; q < end; q = next {
-			var wide bool
-			if wide, next = w.wideRun(q, end, unit); wide {
-				w.writeColsCarefully(i+q, q, rows, next-q)
-			} else {
-				w.writeBeside(i+q, q, rows, next-q, n)
-			}
-		}
+		w.writeBesideWide(i+p, p, rows, end-p, n)
 	}
 }
 
-// wideRun reports whether the columns from column j on, in units of some columns, have wide channels,
-// and returns the end of those that are alike.
-func (w *workspace) wideRun(j, end, unit int) (wide bool, next int) {
-	for next = j; next < end; {
-		kind, to := w.columnsAlike(w.channels.outputs, next, end, unit)
-		if is := kind&wideOutputs != 0; next == j {
-			wide = is
-		} else if is || wide { // wide columns are at most mostSpan
-			break
+// writeBesideWide is writePanel for columns of which some may be wide.
+func (w *workspace) writeBesideWide(i, c, rows, n, stride int) {
+	buf := w.buffers.take()
+	defer w.buffers.give(buf)
+	l := &buf.list
+	for j, end := 0, n; j < n; j, end = end, n {
+		for !w.listWide(l, c+j, end-j) { // in fewer columns they have room
+			end = j + max(1, (end-j)/2/lineLen)*lineLen
 		}
-		next = to
+		switch {
+		case l.n == 0:
+			w.writeBeside(i+j, c+j, rows, end-j, stride)
+		case l.n == end-j:
+			w.writeColsCarefully(i+j, c+j, rows, l.n)
+		default:
+			w.writeAside(buf, l, i+j, c+j, rows, end-j, stride)
+		}
 	}
-	return wide, next
 }
 
 // writePanel writes the outputs of rows of n columns from column c on, whose constants
