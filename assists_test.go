@@ -286,6 +286,7 @@ func TestTinyDecision(t *testing.T) {
 				}
 			}
 			w.backward = true
+			clear(w.channels.mean)
 			w.apply.x, w.apply.dy = values, values
 			w.sample(bothPhases)
 			found, want := 0, 0
@@ -486,5 +487,66 @@ func TestLargestSampled(t *testing.T) {
 			}
 		}
 		p.release(w)
+	}
+}
+
+// TestIsHuge: which channels go the way of tiny numbers in a backward pass because their numbers are huge.
+func TestIsHuge(t *testing.T) {
+	inf := math.Inf(1)
+	for _, c := range []struct {
+		kind           byte
+		first, largest float64
+		mean           float64
+		want           bool
+	}{
+		{tinyGradients, hugeLeast, hugeLeast, 0, true},
+		{tinyGradients, -hugeLeast, 3e38, 0, true},
+		{tinyGradients, -hugeLeast, 3e38, inf, true},
+		{tinyGradients, hugeLeast * 0.999, 3e38, 0, false},
+		{tinyGradients, 3e38, inf, 0, false},
+		{tinyGradients, 3e38, math.NaN(), 0, false},
+		{tinyDeviations, hugeLeast, hugeLeast, 0, true},
+		{tinyDeviations, -3e38, 3e38, 1, true},
+		{tinyDeviations, 1, 3e38, 1, false},
+		{tinyDeviations, 2 * hugeLeast, 2 * hugeLeast, 1.5 * hugeLeast, false}, // near the mean
+		{tinyDeviations, -2 * hugeLeast, 2 * hugeLeast, 1.5 * hugeLeast, true},
+		{tinyDeviations, 3e38, 3e38, 0x1p103 * (1 - 0x1p-53), true},
+		{tinyDeviations, 3e38, 3e38, -0x1p103, false}, // 3.4e38 less this mean overflows
+		{tinyDeviations, 3e38, 3e38, math.NaN(), false},
+		{tinyDeviations, 3e38, inf, 0, false},
+	} {
+		for _, backward := range []bool{false, true} {
+			w := workspace{call: call{backward: backward}, channels: channels{mean: []float64{0, c.mean}}}
+			if got := w.isHuge(1, c.kind, float32(c.first), magnitudeBits(float32(c.largest))); got != (c.want && backward) {
+				t.Errorf("kind %d, first %g, largest %g, mean %g, backward: %t: huge is %t", c.kind, c.first, c.largest, c.mean, backward, got)
+			}
+		}
+	}
+}
+
+// TestWideForm: a channel is wide if an x-m may overflow: its mean is large, and its values may be far from it.
+func TestWideForm(t *testing.T) {
+	for _, c := range []struct {
+		mean, invstd, close float64
+		wide                bool
+	}{
+		{sureMax, 0x1p-120, ownInvStd, false},
+		{2 * sureMax, 0x1p-120, ownInvStd, true},
+		{-2 * sureMax, 0x1p-120, ownInvStd, true},
+		{2 * sureMax, 0x1p-110, ownInvStd, true},
+		{2 * sureMax, 0x1p-109, ownInvStd, false},
+		{3e38, 1, ownInvStd, false},
+		{3e38, 1, math.Inf(1), true}, // statistics of other values
+		{2 * sureMax, math.NaN(), ownInvStd, false},
+		{2 * sureMax, 0, ownInvStd, true},
+	} {
+		var f affine
+		if f.set(c.mean, c.invstd, 1, 0, c.close); f.wide() != c.wide {
+			t.Errorf("mean %g, invstd %g, close from %g on: wide is %t", c.mean, c.invstd, c.close, f.wide())
+		}
+	}
+	// A value of 2^34 is at most so far from the mean.
+	if farthest := math.Sqrt(0x1p34) / ownInvStd; farthest != 0x1p126 {
+		t.Errorf("values are up to %g from their mean", farthest)
 	}
 }

@@ -204,7 +204,7 @@ func (p *Plan) frozenBackward(o *operands, m *Mask, n int) {
 		return
 	}
 	w := p.acquire(m, n, false)
-	w.frozen = true
+	w.frozen, w.foreign = true, true
 	w.backwardCall(p.act, o)
 	w.setAllFrom(o.runningMean, o.runningVar)
 	w.runBackward(o)

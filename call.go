@@ -28,6 +28,7 @@ func (s *stage) args(i int) kernelArgs {
 type call struct {
 	backward    bool
 	frozen      bool // backward: the statistics are constants, without gradients
+	foreign     bool // the statistics may be those of other values than x
 	do          phases
 	values      float64 // number of values of a channel
 	gamma, beta []float32
@@ -170,6 +171,14 @@ func (w *workspace) grow() bool {
 	all = w.ints.grow() && all
 	all = w.bools.grow() && all
 	return w.kinds.grow() && all
+}
+
+// closeInvStd returns the least invstd for which no x-m overflows, whatever the mean.
+func (c *call) closeInvStd() float64 {
+	if c.foreign {
+		return math.Inf(1)
+	}
+	return ownInvStd
 }
 
 // forwardCall sets the stages of a forward pass.

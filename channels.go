@@ -116,6 +116,7 @@ type channelArgs struct {
 	stride               int          // bytes from a row of x to the next
 	settled              float64      // bits: all ones where sums are final, 0 otherwise
 	precise              float64      // bits: all ones where precise channels are as good as usual ones, 0 otherwise
+	close                float64      // no x-m overflows where invstd is at least this
 	leastSum             float32      // of variance and epsilon, for the quick look of channelForward
 	leastInvStd          float32      // the same of invstd
 	trusted              float64      // sums of 0 can surely be relied on up to this invstd
@@ -824,7 +825,7 @@ func (w *workspace) setAffineArgs(k *channelArgs, c int, staged bool) {
 		k.beta = ch.zeros[c:]
 	}
 	f := &ch.fields
-	k.scale = ch.scale[c:]
+	k.scale, k.close = ch.scale[c:], w.closeInvStd()
 	k.neg, k.a, k.b, k.step = f.from(fieldN, c), f.from(fieldA, c), f.from(fieldB, c), 4*f.group
 }
 
@@ -845,7 +846,7 @@ func (w *workspace) setAffine(c int) {
 		s *= r
 	}
 	var f affine
-	f.set(w.channels.mean[c], w.channels.invstd[c], s, b)
+	f.set(w.channels.mean[c], w.channels.invstd[c], s, b, w.closeInvStd())
 	w.channels.setAffine(c, &f)
 }
 

@@ -175,7 +175,7 @@ func (a *channelArgs) formed(f *affine) bool {
 
 func affineCase(a *channelArgs, c int) bool {
 	var f affine
-	f.set(a.mean[c], a.invstd[c], float64(a.gamma[c]), float64(a.beta[c]))
+	f.set(a.mean[c], a.invstd[c], float64(a.gamma[c]), float64(a.beta[c]), a.close)
 	a.scale[c], a.neg[c], a.a[c], a.b[c] = f.scale, -f.m, f.a, f.b
 	return a.formed(&f)
 }
@@ -184,7 +184,7 @@ func forwardCase(a *channelArgs, c int) bool {
 	a.mean[c], a.variance[c] = a.sumA[c], populationVariance(a.sumB[c], a.count)
 	a.invstd[c] = invStd(a.variance[c], a.epsilon)
 	var f affine
-	f.set(a.mean[c], a.invstd[c], float64(a.gamma[c]), float64(a.beta[c]))
+	f.set(a.mean[c], a.invstd[c], float64(a.gamma[c]), float64(a.beta[c]), a.close)
 	a.scale[c], a.neg[c], a.a[c], a.b[c] = f.scale, -f.m, f.a, f.b
 	if a.savedMean != nil {
 		a.savedMean[c], a.savedInvStd[c] = a.mean[c], a.invstd[c]
@@ -335,7 +335,10 @@ func (s *channelSet) set(seed uint64) {
 	case seed%35 == 1:
 		a.epsilon = sureMax * []float64{1.01, 0.7, 0.3, 0.2}[seed/35%4]
 	}
-	a.cross = 1 - a.weight
+	a.cross, a.close = 1-a.weight, math.Inf(1)
+	if seed%3 == 0 {
+		a.close = ownInvStd
+	}
 	a.settled, a.precise = allOnes(seed%5 == 2 || seed%20 == 10), allOnes(seed%4 == 2)
 	if s.kernel == channelBackward && seed%3 == 1 { // sums of 0 can be relied on for some channels
 		a.weight = a.count * gradMin * 0.4

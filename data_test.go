@@ -66,6 +66,7 @@ var takenAgainOf = map[string][2]int{
 	"gamma = 1e-40":                {takenOnce, takenOnce}, // products are in float64
 	"gamma = 1e-40 in one channel": {takenOnce, takenOnce},
 	"mean 1e30, deviation 1e25":    {takenAgain, takenOnce},
+	"mean 1e35, deviation 1e30":    {takenAgain, takenOnce},
 	"kinds in turn":                {someAgain, takenOnce},
 }
 

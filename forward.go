@@ -150,6 +150,7 @@ func (p *Plan) inference(o *operands, m *Mask, n int) {
 		return
 	}
 	w := p.acquire(m, n, false)
+	w.foreign = true
 	w.forwardCall(p.act, o)
 	w.setAllFrom(o.runningMean, o.runningVar)
 	w.run(applyThem)

@@ -121,7 +121,7 @@ func (w *workspace) setInverse(c int, invstd float64) {
 	}
 	w.channels.mean[c], w.channels.invstd[c] = beta, 1/gamma
 	var f affine
-	f.set(beta, invstd, gamma, 0)
+	f.set(beta, invstd, gamma, 0, math.Inf(1))
 	w.channels.setAffine(c, &f)
 }
 

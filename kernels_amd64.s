@@ -16539,15 +16539,27 @@ unwanted11:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	VANDPS forwardChannelsTable<>+416(SB), Y4, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y10
+	VANDPS forwardChannelsTable<>+416(SB), Y4, Y4
+	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y4, Y10
 	VCMPPD $0x1d, Y8, Y8, Y11
 	VANDPS Y11, Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y4, Y4
+	LEAQ channelArgs_close(R14), SI
+	VBROADCASTSD (SI), Y14
+	VCMPPD $0x1d, Y14, Y8, Y11
+	VANDPS Y4, Y11, Y11
+	VANDNPS Y10, Y11, Y10
 	VANDNPS Y12, Y10, Y12
-	VANDPS forwardChannelsTable<>+416(SB), Y5, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y10
+	VANDPS forwardChannelsTable<>+416(SB), Y5, Y5
+	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y5, Y10
 	VCMPPD $0x1d, Y9, Y9, Y11
 	VANDPS Y11, Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y5, Y5
+	LEAQ channelArgs_close(R14), SI
+	VBROADCASTSD (SI), Y14
+	VCMPPD $0x1d, Y14, Y9, Y11
+	VANDPS Y5, Y11, Y11
+	VANDNPS Y10, Y11, Y10
 	VANDNPS Y12, Y10, Y12
 	VANDPS forwardChannelsTable<>+416(SB), Y8, Y10
 	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y11
@@ -16692,19 +16704,23 @@ DATA affineChannelsTable<>+320(SB)/8, $0x4630000000000001
 DATA affineChannelsTable<>+328(SB)/8, $0x4630000000000001
 DATA affineChannelsTable<>+336(SB)/8, $0x4630000000000001
 DATA affineChannelsTable<>+344(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+352(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+360(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+368(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+376(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+384(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+392(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+400(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+408(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+416(SB)/8, $0x39efffffffffffff
-DATA affineChannelsTable<>+424(SB)/8, $0x39efffffffffffff
-DATA affineChannelsTable<>+432(SB)/8, $0x39efffffffffffff
-DATA affineChannelsTable<>+440(SB)/8, $0x39efffffffffffff
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $448
+DATA affineChannelsTable<>+352(SB)/8, $0x7fefffffffffffff
+DATA affineChannelsTable<>+360(SB)/8, $0x7fefffffffffffff
+DATA affineChannelsTable<>+368(SB)/8, $0x7fefffffffffffff
+DATA affineChannelsTable<>+376(SB)/8, $0x7fefffffffffffff
+DATA affineChannelsTable<>+384(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+392(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+400(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+408(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+416(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+424(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+432(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+440(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+448(SB)/8, $0x39efffffffffffff
+DATA affineChannelsTable<>+456(SB)/8, $0x39efffffffffffff
+DATA affineChannelsTable<>+464(SB)/8, $0x39efffffffffffff
+DATA affineChannelsTable<>+472(SB)/8, $0x39efffffffffffff
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $480
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -16837,20 +16853,32 @@ unwanted3:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y3
 	VMOVUPS 32(SI), Y4
-	VANDPS affineChannelsTable<>+0(SB), Y1, Y7
-	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y7, Y7
+	VANDPS affineChannelsTable<>+0(SB), Y1, Y1
+	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y1, Y7
 	VCMPPD $0x1d, Y5, Y5, Y8
 	VANDPS Y8, Y7, Y7
+	VCMPPD $0x12, affineChannelsTable<>+352(SB), Y1, Y1
+	LEAQ channelArgs_close(R14), SI
+	VBROADCASTSD (SI), Y14
+	VCMPPD $0x1d, Y14, Y5, Y8
+	VANDPS Y1, Y8, Y8
+	VANDNPS Y7, Y8, Y7
 	VANDNPS Y9, Y7, Y9
-	VANDPS affineChannelsTable<>+0(SB), Y2, Y7
-	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y7, Y7
+	VANDPS affineChannelsTable<>+0(SB), Y2, Y2
+	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y2, Y7
 	VCMPPD $0x1d, Y6, Y6, Y8
 	VANDPS Y8, Y7, Y7
+	VCMPPD $0x12, affineChannelsTable<>+352(SB), Y2, Y2
+	LEAQ channelArgs_close(R14), SI
+	VBROADCASTSD (SI), Y14
+	VCMPPD $0x1d, Y14, Y6, Y8
+	VANDPS Y2, Y8, Y8
+	VANDNPS Y7, Y8, Y7
 	VANDNPS Y9, Y7, Y9
 	VANDPS affineChannelsTable<>+0(SB), Y5, Y7
 	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y7, Y8
 	VANDNPS Y9, Y8, Y9
-	VCMPPD $0x12, affineChannelsTable<>+352(SB), Y7, Y8
+	VCMPPD $0x12, affineChannelsTable<>+384(SB), Y7, Y8
 	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
 	VANDNPS Y8, Y7, Y8
 	LEAQ channelArgs_precise(R14), SI
@@ -16860,7 +16888,7 @@ unwanted3:
 	VANDPS affineChannelsTable<>+0(SB), Y6, Y7
 	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y7, Y8
 	VANDNPS Y9, Y8, Y9
-	VCMPPD $0x12, affineChannelsTable<>+352(SB), Y7, Y8
+	VCMPPD $0x12, affineChannelsTable<>+384(SB), Y7, Y8
 	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
 	VANDNPS Y8, Y7, Y8
 	LEAQ channelArgs_precise(R14), SI
@@ -16868,9 +16896,9 @@ unwanted3:
 	VANDNPS Y8, Y14, Y8
 	VANDNPS Y9, Y8, Y9
 	VANDPS affineChannelsTable<>+0(SB), Y3, Y7
-	VCMPPD $0x1d, affineChannelsTable<>+384(SB), Y7, Y8
+	VCMPPD $0x1d, affineChannelsTable<>+416(SB), Y7, Y8
 	VANDNPS Y9, Y8, Y9
-	VCMPPD $0x12, affineChannelsTable<>+416(SB), Y7, Y8
+	VCMPPD $0x12, affineChannelsTable<>+448(SB), Y7, Y8
 	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
 	VANDNPS Y8, Y7, Y8
 	LEAQ channelArgs_precise(R14), SI
@@ -16878,9 +16906,9 @@ unwanted3:
 	VANDNPS Y8, Y14, Y8
 	VANDNPS Y9, Y8, Y9
 	VANDPS affineChannelsTable<>+0(SB), Y4, Y7
-	VCMPPD $0x1d, affineChannelsTable<>+384(SB), Y7, Y8
+	VCMPPD $0x1d, affineChannelsTable<>+416(SB), Y7, Y8
 	VANDNPS Y9, Y8, Y9
-	VCMPPD $0x12, affineChannelsTable<>+416(SB), Y7, Y8
+	VCMPPD $0x12, affineChannelsTable<>+448(SB), Y7, Y8
 	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
 	VANDNPS Y8, Y7, Y8
 	LEAQ channelArgs_precise(R14), SI

@@ -12655,18 +12655,32 @@ unwanted11:
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
 	FLDPQ 416(R24), (F28, F29)
-	AND8(14, 4, 10)
+	AND8(14, 4, 4)
 	FLDPQ 448(R24), (F28, F29)
-	FCMGE4D(14, 10, 10)
+	FCMGE4D(14, 4, 10)
 	FCMGE4D(8, 8, 11)
 	AND8(11, 10, 10)
+	FLDPQ 384(R24), (F28, F29)
+	FCMGE4D(4, 14, 4)
+	ADD $channelArgs_close, R23, R4
+	LD1R4D(4, 14)
+	FCMGE4D(14, 8, 11)
+	AND8(4, 11, 11)
+	BIC8(11, 10, 10)
 	BIC8(10, 12, 12)
 	FLDPQ 416(R24), (F28, F29)
-	AND8(14, 5, 10)
+	AND8(14, 5, 5)
 	FLDPQ 448(R24), (F28, F29)
-	FCMGE4D(14, 10, 10)
+	FCMGE4D(14, 5, 10)
 	FCMGE4D(9, 9, 11)
 	AND8(11, 10, 10)
+	FLDPQ 384(R24), (F28, F29)
+	FCMGE4D(5, 14, 5)
+	ADD $channelArgs_close, R23, R4
+	LD1R4D(4, 14)
+	FCMGE4D(14, 9, 11)
+	AND8(5, 11, 11)
+	BIC8(11, 10, 10)
 	BIC8(10, 12, 12)
 	FLDPQ 416(R24), (F28, F29)
 	AND8(14, 8, 10)
@@ -12824,19 +12838,23 @@ DATA affineChannelsTable<>+320(SB)/8, $0x4630000000000001
 DATA affineChannelsTable<>+328(SB)/8, $0x4630000000000001
 DATA affineChannelsTable<>+336(SB)/8, $0x4630000000000001
 DATA affineChannelsTable<>+344(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+352(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+360(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+368(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+376(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+384(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+392(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+400(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+408(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+416(SB)/8, $0x39efffffffffffff
-DATA affineChannelsTable<>+424(SB)/8, $0x39efffffffffffff
-DATA affineChannelsTable<>+432(SB)/8, $0x39efffffffffffff
-DATA affineChannelsTable<>+440(SB)/8, $0x39efffffffffffff
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $448
+DATA affineChannelsTable<>+352(SB)/8, $0x7fefffffffffffff
+DATA affineChannelsTable<>+360(SB)/8, $0x7fefffffffffffff
+DATA affineChannelsTable<>+368(SB)/8, $0x7fefffffffffffff
+DATA affineChannelsTable<>+376(SB)/8, $0x7fefffffffffffff
+DATA affineChannelsTable<>+384(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+392(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+400(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+408(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+416(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+424(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+432(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+440(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+448(SB)/8, $0x39efffffffffffff
+DATA affineChannelsTable<>+456(SB)/8, $0x39efffffffffffff
+DATA affineChannelsTable<>+464(SB)/8, $0x39efffffffffffff
+DATA affineChannelsTable<>+472(SB)/8, $0x39efffffffffffff
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $480
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -12977,25 +12995,39 @@ unwanted3:
 	FLDPQ (R4), (F6, F7)
 	FLDPQ 32(R4), (F8, F9)
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 1, 7)
+	AND8(14, 1, 1)
 	FLDPQ 320(R24), (F28, F29)
-	FCMGE4D(14, 7, 7)
+	FCMGE4D(14, 1, 7)
 	FCMGE4D(5, 5, 8)
 	AND8(8, 7, 7)
+	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(1, 14, 1)
+	ADD $channelArgs_close, R23, R4
+	LD1R4D(4, 14)
+	FCMGE4D(14, 5, 8)
+	AND8(1, 8, 8)
+	BIC8(8, 7, 7)
 	BIC8(7, 9, 9)
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 2, 7)
+	AND8(14, 2, 2)
 	FLDPQ 320(R24), (F28, F29)
-	FCMGE4D(14, 7, 7)
+	FCMGE4D(14, 2, 7)
 	FCMGE4D(6, 6, 8)
 	AND8(8, 7, 7)
+	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(2, 14, 2)
+	ADD $channelArgs_close, R23, R4
+	LD1R4D(4, 14)
+	FCMGE4D(14, 6, 8)
+	AND8(2, 8, 8)
+	BIC8(8, 7, 7)
 	BIC8(7, 9, 9)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 5, 7)
 	FLDPQ 320(R24), (F28, F29)
 	FCMGE4D(14, 7, 8)
 	BIC8(8, 9, 9)
-	FLDPQ 352(R24), (F28, F29)
+	FLDPQ 384(R24), (F28, F29)
 	FCMGE4D(7, 14, 8)
 	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
@@ -13009,7 +13041,7 @@ unwanted3:
 	FLDPQ 320(R24), (F28, F29)
 	FCMGE4D(14, 7, 8)
 	BIC8(8, 9, 9)
-	FLDPQ 352(R24), (F28, F29)
+	FLDPQ 384(R24), (F28, F29)
 	FCMGE4D(7, 14, 8)
 	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
@@ -13020,10 +13052,10 @@ unwanted3:
 	BIC8(8, 9, 9)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 3, 7)
-	FLDPQ 384(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(14, 7, 8)
 	BIC8(8, 9, 9)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(7, 14, 8)
 	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
@@ -13034,10 +13066,10 @@ unwanted3:
 	BIC8(8, 9, 9)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 4, 7)
-	FLDPQ 384(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(14, 7, 8)
 	BIC8(8, 9, 9)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(7, 14, 8)
 	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)

@@ -145,10 +145,11 @@ func (f *affine) form() byte {
 // isPrecise reports whether a channel that is not wide is precise.
 func isPrecise(invstd, scale float64) bool { return isWild(scale) || wild(invstd, sureMin, sureMax) }
 
-func (f *affine) set(mean, invstd, gamma, beta float64) {
+// set sets the constants. Where invstd is at least close, no x-m overflows.
+func (f *affine) set(mean, invstd, gamma, beta, close float64) {
 	*f = affine{mean: mean, invstd: invstd, scale: float64(gamma * invstd), beta: beta}
 	scale := f.scale
-	if math.Abs(mean) > sureMax && mean-mean == 0 && scale-scale == 0 && invstd-invstd == 0 {
+	if math.Abs(mean) > sureMax && !(invstd >= close) && mean-mean == 0 && scale-scale == 0 && invstd-invstd == 0 {
 		f.power = -largeMeanPower
 		mean, scale = ldexp(mean, f.power), ldexp(scale, -f.power)
 	}
@@ -167,6 +168,10 @@ func limited(v float64) float64 {
 	}
 	return min(max(v, -math.MaxFloat32), math.MaxFloat32)
 }
+
+// ownInvStd is the least invstd for which x-m surely doesn't overflow, for an x that the statistics were
+// taken of: one of n values is at most sqrt(n) deviations from their mean, which is 2^126 for 2^34 values.
+const ownInvStd = 0x1p-109
 
 // largeMeanPower is the power of two that x is divided by where its mean is near the end
 // of float32's range.

@@ -131,25 +131,33 @@ func (w *workspace) findTiny(values []float32, kind byte, large bool, at *[tinyS
 			case most == 0:
 				w.look(c, kind, 0, w.largestBehind(values, c*next))
 			default:
-				w.look(c, kind, first, most)
+				w.look(c, kind, values[i], most)
 			}
 		}
 	}
 }
 
 // look makes a channel one of a kind if the bits of its largest magnitude are of a tiny
-// number other than 0, or in a backward pass those of its first one of a huge number.
-func (w *workspace) look(c int, kind byte, first, most uint32) {
-	if most-1 < tinyBits || w.isHuge(first, most) {
+// number other than 0, or if the channel is huge, given its first value.
+func (w *workspace) look(c int, kind byte, first float32, most uint32) {
+	if most-1 < tinyBits || w.isHuge(c, kind, first, most) {
 		w.beginTiny()
 		w.channels.tiny[c] |= kind
 	}
 }
 
-// isHuge reports whether a backward pass handles a channel like one of tiny numbers, given the bits of
-// the first and of the largest one of its sampled magnitudes: the first is huge, and none is infinite.
-func (w *workspace) isHuge(first, most uint32) bool {
-	return w.backward && first >= hugeBits && most < infinityBits
+// isHuge reports whether a backward pass handles a channel like one of tiny numbers, given the first of its
+// sampled values and the bits of the largest magnitude: this is finite, and the first gradient, or the
+// deviation of the first x from a mean from which no x-m overflows, is huge.
+func (w *workspace) isHuge(c int, kind byte, first float32, most uint32) bool {
+	if !w.backward || most < hugeBits || most >= infinityBits {
+		return false
+	}
+	if kind == tinyGradients {
+		return magnitudeBits(first) >= hugeBits
+	}
+	mean := w.channels.mean[c]
+	return math.Abs(mean) < 0x1p103 && math.Abs(float64(first)-mean) >= hugeLeast
 }
 
 // beginTiny says that there are channels of tiny numbers.
@@ -198,7 +206,7 @@ func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]i
 			c := ceilDiv(j, next)
 			first = false
 			for j += lanes; c*next < j; c++ {
-				w.look(c, kind, magnitudeBits(values[at[0]+c*next]), largestAt(values, at, c*next))
+				w.look(c, kind, values[at[0]+c*next], largestAt(values, at, c*next))
 			}
 			continue
 		}
@@ -208,7 +216,7 @@ func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]i
 		w.largestSampled(values[j:], at, extent)
 		tiny := w.channels.tiny[j:end]
 		for i, v := range extent[:len(tiny)] {
-			if most := math.Float32bits(v); most-1 < tinyBits || most >= hugeBits && w.isHuge(magnitudeBits(firsts[i]), most) {
+			if most := math.Float32bits(v); most-1 < tinyBits || most >= hugeBits && w.isHuge(j+i, kind, firsts[i], most) {
 				if !w.anyTiny {
 					w.beginTiny()
 				}

@@ -10,7 +10,7 @@ import (
 	"github.com/fusedbn/batchnorm/internal/gen"
 )
 
-// TestWideBeside: channels with means near the end of float32's range, whose outputs are computed from scaled
+// TestWideBeside: channels with large means and deviations, whose outputs are computed from scaled
 // values, have the same outputs beside others as among their like, and so have the others: few and many, in
 // place and apart.
 func TestWideBeside(t *testing.T) {
@@ -33,7 +33,7 @@ func TestWideBeside(t *testing.T) {
 						x := slices.Clone(usual)
 						for i, v := range x {
 							if isWide(channelOf(s, i)) {
-								x[i] = float32(1e33 * (1 + 0.01*float64(v)))
+								x[i] = float32(1e35 * (1 + 0.1*float64(v)))
 							}
 						}
 						input, g := slices.Clone(x), slices.Clone(dy)
@@ -69,6 +69,43 @@ func TestWideBeside(t *testing.T) {
 							expectBits(t, what+o.name, o.got, want)
 						}
 					}
+				}
+			}
+		}
+	}
+}
+
+// TestForeignMeans: with given statistics, whose mean is at one end of float32's range, values at the other end
+// have finite outputs, as far as float32 can hold them.
+func TestForeignMeans(t *testing.T) {
+	t.Parallel()
+	for _, s := range []batchnorm.Shape{{Outer: 4, Channels: 21, Inner: 30}, {Outer: 70, Channels: 21, Inner: 1}} {
+		for _, path := range batchnorm.Paths() {
+			x, dy, y := make([]float32, s.Len()), gen.Uniform(1, s.Len(), 1, 2), make([]float32, s.Len())
+			mean, vari, gamma := make([]float32, s.Channels), make([]float32, s.Channels), make([]float32, s.Channels)
+			dx, dgamma := make([]float32, s.Len()), make([]float32, s.Channels)
+			for c := range mean {
+				mean[c], vari[c], gamma[c] = -2e38, 1e30, 1e-3
+			}
+			for i := range x {
+				x[i] = 3e38
+			}
+			p := newPlan(t, s, batchnorm.WithPath(path))
+			noError(t, p.Inference(batchnorm.InferenceArgs{X: x, Gamma: gamma, Mean: mean, Var: vari, Y: y}))
+			noError(t, p.FrozenBackward(batchnorm.FrozenBackwardArgs{DY: dy, X: x, Gamma: gamma, Mean: mean, Var: vari, DX: dx, DGamma: dgamma}))
+			sums := make([]float64, s.Channels)
+			for i, v := range dy {
+				sums[channelOf(s, i)] += float64(v)
+			}
+			xhat := (float64(x[0]) - float64(mean[0])) / math.Sqrt(float64(vari[0])+batchnorm.DefaultEpsilon)
+			for i, v := range y {
+				if want := xhat * float64(gamma[0]); math.Abs(float64(v)-want) > 1e-6*want {
+					t.Fatalf("%v, %v: y[%d] is %g, want %g", s, path, i, v, want)
+				}
+			}
+			for c, v := range dgamma {
+				if want := xhat * sums[c]; math.Abs(float64(v)-want) > 1e-6*want {
+					t.Fatalf("%v, %v: dgamma[%d] is %g, want %g", s, path, c, v, want)
 				}
 			}
 		}

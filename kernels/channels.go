@@ -692,10 +692,14 @@ func (c *chans) refuseWide(m, s, i, t pair) {
 	c.load64(i, c.find64("invstd"))
 	c.load64(s, c.find64("scale"))
 	for h, v := range m { // unless invstd is NaN
-		c.abs64(t[0], v)
-		c.op64C(opGE64, t[0], t[0], above(sureMax))
+		c.abs64(v, v)
+		c.op64C(opGE64, t[0], v, above(sureMax))
 		c.op(opGE64, t[1], i[h], i[h])
 		c.op(opAnd, t[0], t[0], t[1])
+		c.op64C(opLE64, v, v, math.MaxFloat64)
+		c.op(opGE64, t[1], i[h], c.mask("close"))
+		c.op(opAnd, t[1], t[1], v) // a finite mean
+		c.op(opAndNot, t[0], t[1], t[0])
 		c.refuse(t[0])
 	}
 	c.refuseWild(i, sureMin, sureMax, t)

@@ -123,6 +123,7 @@ func List() []Kind {
 		of("gamma = 1e-40, beta = 0", all, change{gamma: tinyGamma.gamma, beta: to(0), limit: 2.5}), // as it stays
 		of("gamma = 1e-40 in one channel", math.MaxInt, change{gamma: tinyGamma.gamma, beta: tinyGamma.beta, limit: 1.1}),
 		of("mean 1e30, deviation 1e25", all, change{x: func(v float32) float32 { return float32(1e30 + float64(float64(v)*1e25)) }, limit: 2.5}),
+		of("mean 1e35, deviation 1e30", all, change{x: func(v float32) float32 { return float32(1e35 + float64(float64(v)*1e30)) }, limit: 2.5}),
 		inTurn("kinds in turn", usual, dead, zeros, constant, nan, large, tinyDY, small),
 		inTurn("subnormal in turn", usual, subnormalX, usual, subnormalDY),
 	}
