@@ -92,10 +92,11 @@
 // geometry.go has the lengths of segments and windows.
 //
 // Where squares overflow or vanish in float32, the sums of the channel are taken in
-// float64: from the start where a sample of x finds large values, or else once more.
-// Where sums of gradients overflow or vanish, they are taken again: values are multiplied
-// by a power of two, block by block, and go through the same kernels. Outputs are computed
-// from scaled values, too, where the mean exceeds 2^100. Scaling by a power of two is exact.
+// float64: from the start where a sample of x finds large values, or else once more. So are
+// sums of gradients where a sample of these finds huge ones. Other sums of gradients that
+// overflow or vanish are taken again: values are multiplied by a power of two, block by
+// block, and go through the same kernels. Outputs are computed from scaled values, too, where
+// x - mean may overflow. Scaling by a power of two is exact.
 // Where gamma*invstd leaves the range from 2^-96 to 2^120, or invstd that from 2^-100 to
 // 2^100, the products of outputs and the sums of a backward pass are float64. So data of any
 // finite scale normalizes as well as data of scale 1. Such channels take more time.
