@@ -112,6 +112,7 @@ type channelArgs struct {
 	probeInverse         float64 // 1/probeCount, like inverse
 	epsilon, correction  float64
 	x                    []float32
+	most, least          float32      // magnitudes that channelTiny looks for: up to most, and from least on
 	rows, probe          int          // of x, and those of the probe
 	stride               int          // bytes from a row of x to the next
 	settled              float64      // bits: all ones where sums are final, 0 otherwise
@@ -223,8 +224,8 @@ const (
 	channelRecords64
 
 	// channelTiny looks at four values of each channel: x, gamma, beta and running. A channel
-	// is unusual if none of them exceeds tinyMost, and not all are 0, or if the first one is at
-	// least hugeLeast.
+	// is unusual if none of them exceeds most, and not all are 0, or if the first one is finite and
+	// at least least.
 	channelTiny
 )
 

@@ -115,11 +115,11 @@ func channelCases() map[string]channelCase {
 
 func tinyCase(a *channelArgs, c int) bool {
 	most := float32(0)
-	if v := scalar.Abs(a.x[c]); v >= hugeLeast && v <= math.MaxFloat32 {
+	if v := scalar.Abs(a.x[c]); v >= a.least && v <= math.MaxFloat32 {
 		return false
 	}
 	for _, v := range []float32{a.x[c], a.gamma[c], a.beta[c], a.running[c]} {
-		if v = scalar.Abs(v); !(v <= tinyMost) {
+		if v = scalar.Abs(v); !(v <= a.most) {
 			return true
 		}
 		most = max(most, v)
@@ -335,6 +335,7 @@ func (s *channelSet) set(seed uint64) {
 	case seed%35 == 1:
 		a.epsilon = sureMax * []float64{1.01, 0.7, 0.3, 0.2}[seed/35%4]
 	}
+	a.most, a.least = tinyMost, hugeLeast
 	a.cross, a.close = 1-a.weight, math.Inf(1)
 	if seed%3 == 0 {
 		a.close = ownInvStd

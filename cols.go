@@ -1,5 +1,7 @@
 package batchnorm
 
+import "math"
+
 // Calls in cols: the channels are adjacent. All sums are taken first, segment by
 // segment; then the outputs are written, some rows at a time.
 
@@ -40,6 +42,10 @@ type columnSums struct {
 	acc, shift []float32
 	a, b       []float64
 	rest       int // the number of columns with a value in the incomplete row
+	// hides says that columns with small values take no float32 sums: their shifts are NaN, so that no product
+	// takes an assist. The first column is first.
+	hides bool
+	first int
 }
 
 // columnSums returns the sums of the columns c to c+n-1 of a segment.
@@ -112,6 +118,7 @@ func (w *workspace) sumColumns(seg int, k *columnSums, sum func(r0, r1, n int)) 
 	if !w.backward {
 		clear(shift)
 		clear(acc)
+		w.hideSmall(k, shift)
 		r0, r1 := g.colWindow(b0)
 		r1 = min(r1, r0+probeRows)
 		sum(r0, r1, n)
@@ -120,6 +127,7 @@ func (w *workspace) sumColumns(seg int, k *columnSums, sum func(r0, r1, n int)) 
 	seen := 0
 	window := func(r0, r1, n int) {
 		clear(acc)
+		w.hideSmall(k, shift)
 		sum(r0, r1, n)
 		if n == k.n {
 			n = len(k.a)
@@ -137,6 +145,15 @@ func (w *workspace) sumColumns(seg int, k *columnSums, sum func(r0, r1, n int)) 
 	}
 	if b1 == g.windows && k.rest > 0 {
 		window(g.height, g.height+1, k.rest)
+	}
+}
+
+// hideSmall makes the shifts of columns with small values NaN, if these take no float32 sums.
+func (w *workspace) hideSmall(k *columnSums, shift []float32) {
+	for j := 0; j < k.n && k.hides; j++ {
+		if w.isSmall(w.channelOf(k.first + j)) {
+			shift[j] = float32(math.NaN())
+		}
 	}
 }
 

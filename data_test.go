@@ -55,6 +55,7 @@ var takenAgainOf = map[string][2]int{
 	"dy * 1e36":                    {takenOnce, takenOnce}, // sums are in float64
 	"x * 1e20":                     {takenAgain, takenOnce},
 	"x * 1e20 in one channel":      {takenAgain, takenOnce},
+	"x * 1e-20":                    {takenOnce, takenOnce}, // sums are in float64
 	"x * 1e-25":                    {takenOnce, takenOnce}, // nothing beside epsilon
 	"x subnormal":                  {takenOnce, takenOnce},
 	"x subnormal, beta = 0":        {takenOnce, takenOnce},

@@ -16936,10 +16936,10 @@ DATA backwardChannelsTable<>+32(SB)/8, $0x7fffffff7fffffff
 DATA backwardChannelsTable<>+40(SB)/8, $0x7fffffff7fffffff
 DATA backwardChannelsTable<>+48(SB)/8, $0x7fffffff7fffffff
 DATA backwardChannelsTable<>+56(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+64(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+72(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+80(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+88(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+64(SB)/8, $0x2700000027000000
+DATA backwardChannelsTable<>+72(SB)/8, $0x2700000027000000
+DATA backwardChannelsTable<>+80(SB)/8, $0x2700000027000000
+DATA backwardChannelsTable<>+88(SB)/8, $0x2700000027000000
 DATA backwardChannelsTable<>+96(SB)/8, $0x7100000071000000
 DATA backwardChannelsTable<>+104(SB)/8, $0x7100000071000000
 DATA backwardChannelsTable<>+112(SB)/8, $0x7100000071000000
@@ -16980,10 +16980,10 @@ DATA backwardChannelsTable<>+384(SB)/8, $0x4630000000000001
 DATA backwardChannelsTable<>+392(SB)/8, $0x4630000000000001
 DATA backwardChannelsTable<>+400(SB)/8, $0x4630000000000001
 DATA backwardChannelsTable<>+408(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+416(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+424(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+432(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+440(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+416(SB)/8, $0x3cd0000000000000
+DATA backwardChannelsTable<>+424(SB)/8, $0x3cd0000000000000
+DATA backwardChannelsTable<>+432(SB)/8, $0x3cd0000000000000
+DATA backwardChannelsTable<>+440(SB)/8, $0x3cd0000000000000
 DATA backwardChannelsTable<>+448(SB)/8, $0x3d70000000000000
 DATA backwardChannelsTable<>+456(SB)/8, $0x3d70000000000000
 DATA backwardChannelsTable<>+464(SB)/8, $0x3d70000000000000
@@ -17972,19 +17972,11 @@ unusual2:
 	MOVQ R8, channelArgs_n(R14)
 	VZEROUPPER
 	RET
-DATA tinyChannelsTable<>+0(SB)/8, $0x0880000008800000
-DATA tinyChannelsTable<>+8(SB)/8, $0x0880000008800000
-DATA tinyChannelsTable<>+16(SB)/8, $0x0880000008800000
-DATA tinyChannelsTable<>+24(SB)/8, $0x0880000008800000
-DATA tinyChannelsTable<>+32(SB)/8, $0x7180000071800000
-DATA tinyChannelsTable<>+40(SB)/8, $0x7180000071800000
-DATA tinyChannelsTable<>+48(SB)/8, $0x7180000071800000
-DATA tinyChannelsTable<>+56(SB)/8, $0x7180000071800000
-DATA tinyChannelsTable<>+64(SB)/8, $0x7f8000007f800000
-DATA tinyChannelsTable<>+72(SB)/8, $0x7f8000007f800000
-DATA tinyChannelsTable<>+80(SB)/8, $0x7f8000007f800000
-DATA tinyChannelsTable<>+88(SB)/8, $0x7f8000007f800000
-GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $96
+DATA tinyChannelsTable<>+0(SB)/8, $0x7f8000007f800000
+DATA tinyChannelsTable<>+8(SB)/8, $0x7f8000007f800000
+DATA tinyChannelsTable<>+16(SB)/8, $0x7f8000007f800000
+DATA tinyChannelsTable<>+24(SB)/8, $0x7f8000007f800000
+GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $32
 // func tinyChannels(id int, a *channelArgs)
 TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -17993,8 +17985,10 @@ TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_gamma(R14), DX
 	MOVQ channelArgs_beta(R14), SI
 	MOVQ channelArgs_running(R14), DI
-	VMOVUPS tinyChannelsTable<>+0(SB), Y1
-	VMOVUPS tinyChannelsTable<>+32(SB), Y2
+	LEAQ channelArgs_most(R14), BX
+	VBROADCASTSS (BX), Y1
+	LEAQ channelArgs_least(R14), BX
+	VBROADCASTSS (BX), Y2
 	VXORPS Y4, Y4, Y4
 	VCMPPS $0x12, Y4, Y4, Y0
 	VPSRLD $1, Y0, Y0
@@ -18017,7 +18011,7 @@ channels2:
 	VXORPS Y4, Y4, Y4
 	VANDPS (CX), Y0, Y3
 	VCMPPS $0x12, Y3, Y2, Y5
-	VMOVUPS tinyChannelsTable<>+64(SB), Y14
+	VMOVUPS tinyChannelsTable<>+0(SB), Y14
 	VCMPPS $0x1e, Y3, Y14, Y14
 	VANDPS Y14, Y5, Y5
 	VPMAXSD Y3, Y4, Y4

@@ -13100,10 +13100,10 @@ DATA backwardChannelsTable<>+32(SB)/8, $0x7fffffff7fffffff
 DATA backwardChannelsTable<>+40(SB)/8, $0x7fffffff7fffffff
 DATA backwardChannelsTable<>+48(SB)/8, $0x7fffffff7fffffff
 DATA backwardChannelsTable<>+56(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+64(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+72(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+80(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+88(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+64(SB)/8, $0x2700000027000000
+DATA backwardChannelsTable<>+72(SB)/8, $0x2700000027000000
+DATA backwardChannelsTable<>+80(SB)/8, $0x2700000027000000
+DATA backwardChannelsTable<>+88(SB)/8, $0x2700000027000000
 DATA backwardChannelsTable<>+96(SB)/8, $0x7100000071000000
 DATA backwardChannelsTable<>+104(SB)/8, $0x7100000071000000
 DATA backwardChannelsTable<>+112(SB)/8, $0x7100000071000000
@@ -13144,10 +13144,10 @@ DATA backwardChannelsTable<>+384(SB)/8, $0x4630000000000001
 DATA backwardChannelsTable<>+392(SB)/8, $0x4630000000000001
 DATA backwardChannelsTable<>+400(SB)/8, $0x4630000000000001
 DATA backwardChannelsTable<>+408(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+416(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+424(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+432(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+440(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+416(SB)/8, $0x3cd0000000000000
+DATA backwardChannelsTable<>+424(SB)/8, $0x3cd0000000000000
+DATA backwardChannelsTable<>+432(SB)/8, $0x3cd0000000000000
+DATA backwardChannelsTable<>+440(SB)/8, $0x3cd0000000000000
 DATA backwardChannelsTable<>+448(SB)/8, $0x3d70000000000000
 DATA backwardChannelsTable<>+456(SB)/8, $0x3d70000000000000
 DATA backwardChannelsTable<>+464(SB)/8, $0x3d70000000000000
@@ -14196,19 +14196,11 @@ usual3:
 unusual2:
 	MOVD R6, channelArgs_n(R23)
 	RET
-DATA tinyChannelsTable<>+0(SB)/8, $0x0880000008800000
-DATA tinyChannelsTable<>+8(SB)/8, $0x0880000008800000
-DATA tinyChannelsTable<>+16(SB)/8, $0x0880000008800000
-DATA tinyChannelsTable<>+24(SB)/8, $0x0880000008800000
-DATA tinyChannelsTable<>+32(SB)/8, $0x7180000071800000
-DATA tinyChannelsTable<>+40(SB)/8, $0x7180000071800000
-DATA tinyChannelsTable<>+48(SB)/8, $0x7180000071800000
-DATA tinyChannelsTable<>+56(SB)/8, $0x7180000071800000
-DATA tinyChannelsTable<>+64(SB)/8, $0x7f8000007f800000
-DATA tinyChannelsTable<>+72(SB)/8, $0x7f8000007f800000
-DATA tinyChannelsTable<>+80(SB)/8, $0x7f8000007f800000
-DATA tinyChannelsTable<>+88(SB)/8, $0x7f8000007f800000
-GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $96
+DATA tinyChannelsTable<>+0(SB)/8, $0x7f8000007f800000
+DATA tinyChannelsTable<>+8(SB)/8, $0x7f8000007f800000
+DATA tinyChannelsTable<>+16(SB)/8, $0x7f8000007f800000
+DATA tinyChannelsTable<>+24(SB)/8, $0x7f8000007f800000
+GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $32
 // func tinyChannels(id int, a *channelArgs)
 TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -14218,8 +14210,10 @@ TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_beta(R23), R4
 	MOVD channelArgs_running(R23), R5
 	MOVD $tinyChannelsTable<>(SB), R24
-	FLDPQ (R24), (F2, F3)
-	FLDPQ 32(R24), (F4, F5)
+	ADD $channelArgs_most, R23, R1
+	LD1R8(1, 1)
+	ADD $channelArgs_least, R23, R1
+	LD1R8(1, 2)
 	EOR8(4, 4, 4)
 	FCMGE8(4, 4, 0)
 	USHR8(1, 0)
@@ -14245,7 +14239,7 @@ channels2:
 	FLDPQ (R2), (F6, F7)
 	AND8(3, 0, 3)
 	FCMGE8(2, 3, 5)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ (R24), (F28, F29)
 	FCMGT8(3, 14, 14)
 	AND8(14, 5, 5)
 	SMAX8(3, 4, 4)

@@ -14,84 +14,75 @@ package batchnorm
 // largeLeast is the least magnitude of a large number: the root of sureMax.
 const largeLeast = 0x1p+50
 
+// Small values are as far apart as numbers of which many have subnormal squares. Values that are closer have
+// squares of 0. They are looked for where the first one is small.
 const (
-	largeBits    = (127 + 50) << 23 // the bits of largeLeast
-	infinityBits = 0xff << 23
+	smallLeast = 0x1p-81
+	smallMost  = 0x1p-54
+	smallFirst = 0x1p-30
 )
 
-// largeValues is the mark of a channel whose moments are sums in float64 from the start.
-const largeValues = 1
+// The bits of these numbers.
+const (
+	largeBits      = (127 + 50) << 23
+	smallBits      = (127 - 30) << 23
+	smallLeastBits = (127 - 81) << 23
+	infinityBits   = 0xff << 23
+)
+
+// The marks of channels whose moments are sums in float64 from the start.
+const (
+	largeValues = 1 << iota
+	smallValues
+)
 
 // ---- which channels
 
-// samplesLarge reports whether the phases take moments of channels that may be marked. Columns
+// samplesMoments reports whether the phases take moments of channels that may be marked. Columns
 // of few rows are not: these stay in a cache, so that second sums cost little, and strips take them.
-func (w *workspace) samplesLarge(do phases) bool {
+func (w *workspace) samplesMoments(do phases) bool {
 	return !w.backward && do&takeSums != 0 && (w.geo.layout == rows || w.geo.height > stripRows)
 }
 
-// findLarge marks the channels whose first sampled value is large, and whose others are finite.
-// The channels are less than a vector apart.
-func (w *workspace) findLarge(values []float32, at *[tinySample]int, next int) {
-	n := (w.geo.channels-1)*next + 1
-	first := values[at[0]:][:n]
-	if !w.anyFrom(first) {
-		return
-	}
-	for c := range w.geo.channels {
-		if magnitudeBits(first[c*next]) >= largeBits {
-			w.lookLarge(c, largestAt(values, at, c*next))
+// lookMoments marks a channel by the bits of the first and of the largest of its sampled magnitudes, all of
+// which are numbers: of large values if the first is large, and of small ones if their squares may be subnormal.
+func (w *workspace) lookMoments(k *samples, c int, first, most uint32) {
+	switch {
+	case most >= infinityBits:
+	case first >= largeBits:
+		w.mark(c, largeValues)
+	case most <= smallBits && most >= smallLeastBits:
+		if spread := spreadAt(k.values, k.at, c*k.next); spread >= smallLeast && spread <= smallMost {
+			w.mark(c, smallValues)
 		}
 	}
 }
 
-// lookLarge marks a channel if the bits of its largest magnitude are those of a number. Its first
-// sampled value is large.
-func (w *workspace) lookLarge(c int, most uint32) {
-	if most >= infinityBits {
-		return
-	}
+// mark marks a channel.
+func (w *workspace) mark(c int, as byte) {
 	if !w.anyLarge {
 		clear(w.channels.large)
 	}
 	w.anyLarge = true
-	w.channels.large[c] = largeValues
+	w.channels.large[c] = as
 }
 
-// anyFrom reports whether one of the values is large.
-func (w *workspace) anyFrom(values []float32) bool {
-	const columns = 8 * lanes // into which a kernel folds many values
-	rest := len(values) % columns
-	if len(values) < 4*columns || len(w.channels.extent) < columns {
-		return anyLargeOf(values)
+// spreadAt returns the largest distance of a sampled value from the first one. They lie behind those of
+// channel 0.
+func spreadAt(values []float32, at *[tinySample]int, behind int) (spread float32) {
+	first := values[at[0]+behind]
+	for _, i := range at[1:] {
+		d := values[i+behind] - first
+		spread = max(spread, d, -d)
 	}
-	acc := w.channels.extent[:columns]
-	clear(acc)
-	for i, n := 0, 0; i < len(values)-rest; i += n {
-		n = min(maxCall, len(values)-rest-i)
-		w.larger(values[i:], n/columns, columns, columns, acc)
-	}
-	return anyLargeOf(acc) || anyLargeOf(values[len(values)-rest:])
-}
-
-// anyLargeOf is anyFrom for few values.
-func anyLargeOf(values []float32) bool {
-	// The sum of a magnitude's bits and this number has its highest bit where the magnitude is large.
-	const add = 1<<31 - largeBits
-	all := uint32(0)
-	for ; len(values) >= lanes; values = values[lanes:] {
-		v := (*[lanes]float32)(values)
-		all |= (magnitudeBits(v[0]) + add) | (magnitudeBits(v[1]) + add) | (magnitudeBits(v[2]) + add) | (magnitudeBits(v[3]) + add)
-		all |= (magnitudeBits(v[4]) + add) | (magnitudeBits(v[5]) + add) | (magnitudeBits(v[6]) + add) | (magnitudeBits(v[7]) + add)
-	}
-	for _, v := range values {
-		all |= magnitudeBits(v) + add
-	}
-	return all >= 1<<31
+	return spread
 }
 
 // isLarge reports whether a channel is marked.
 func (w *workspace) isLarge(c int) bool { return w.anyLarge && w.channels.large[c] != 0 }
+
+// isSmall reports whether a channel is marked as one of small values.
+func (w *workspace) isSmall(c int) bool { return w.anyLarge && w.channels.large[c] == smallValues }
 
 // largeRun reports whether channel c is marked, and returns the end of the channels from c on
 // that are like it.
@@ -150,12 +141,13 @@ func (w *workspace) sumLargeSpan(seg, c, n int) {
 	upTo := func(j int) {
 		if j > first {
 			k := w.columnSums(seg, first, j-first)
+			k.hides, k.first = true, first
 			w.sumColumns(seg, &k, func(r0, r1, n int) { w.sumBlock(&k, first, r0, r1, n) })
 		}
 	}
 	for j := c; j < end; {
 		kind, next := w.columnsAlike(large, j, end, lanes)
-		if kind == largeValues { // all are marked
+		if kind != 0 && kind < mixedKinds { // all are marked
 			upTo(j)
 			first = next
 		}
@@ -238,32 +230,42 @@ func (w *workspace) block64(buf *buffers, l *columnList, r, rows, n int) (x []fl
 }
 
 // probeColumns64 sets the first shifts of the listed columns from their float32 sums over the rows r0
-// to r1-1, or from sums in float64 where those are not finite.
+// to r1-1, or from sums in float64 where those are not finite, or would be those of small values.
 func (w *workspace) probeColumns64(buf *buffers, l *columnList, r0, r1 int) {
 	padded := roundUp(l.n, lanes)
 	most := rowsOf(bufferLen, l.n)
-	for r := r0; r < r1; r += most {
+	for r := r0; r < r1 && !w.allSmall(l); r += most {
 		k := kernelArgs{coef: l.shift[:], acc: l.acc[:], rows: min(most, r1-r), n: l.n}
 		k.x, k.stride = w.block64(buf, l, r, k.rows, l.n)
 		w.plan.path.run(kernelMoments, cols, Identity, &k)
 	}
 	count := float64(r1 - r0)
 	w.plan.path.probeColumns(l.acc[:2*padded], l.shift[:padded], count)
-	infinite := func(i int) bool {
+	inFloat64 := func(i int) bool {
 		v := l.acc[i/lanes*sumLen+i%lanes]
-		return v-v != 0
+		return v-v != 0 || w.isSmall(w.channelOf(l.at[i]))
 	}
 	for i := 0; i < l.n; i++ {
-		if !infinite(i) {
+		if !inFloat64(i) {
 			continue
 		}
 		s, _ := w.sumWindow64(buf, l, zeros, r0, r1, l.n)
 		for ; i < l.n; i++ {
-			if infinite(i) {
+			if inFloat64(i) {
 				l.shift[i] = shiftFor(s[i] / count)
 			}
 		}
 	}
+}
+
+// allSmall reports whether all listed columns have small values.
+func (w *workspace) allSmall(l *columnList) bool {
+	for _, j := range l.at[:l.n] {
+		if !w.isSmall(w.channelOf(j)) {
+			return false
+		}
+	}
+	return true
 }
 
 // windowSums are sums of columns in float64.

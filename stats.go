@@ -195,7 +195,7 @@ type gradient struct {
 // is in k1. m is the float32 nearest the mean.
 func (d *gradient) set(f *affine, invstd, p, r, n float64) {
 	d.set64(f.mean, invstd, p, r, n)
-	if math.Abs(d.k2) <= tameMin && math.Abs(d.dgamma)*n <= math.Abs(p)*negligible {
+	if math.Abs(d.k2) <= slight && math.Abs(d.dgamma)*n <= math.Abs(p)*negligible {
 		d.k2 = 0
 	}
 	d.wide = f.wide() || wild(d.k1, gradMin, sureMax) || wild(d.k2, gradMin, sureMax)
@@ -210,6 +210,10 @@ func (d *gradient) set64(mean, invstd, p, r, n float64) {
 	d.k2 = float64(d.dgamma*invstd) / n
 	d.k1 = p/n - float64(low*d.k2)
 }
+
+// slight is the largest k2 that may be left out: the smallest ones have tiny products with an x-m that
+// negligible allows.
+const slight = 0x1p-50
 
 // negligible is the ratio of xhat's part in dx to the mean's part up to which xhat's part
 // is left out. |xhat| is at most sqrt(n). Products of a tiny k2 and a tiny x-m would

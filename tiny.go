@@ -52,20 +52,18 @@ func (w *workspace) sample(do phases) {
 		return
 	}
 	w.sampled, w.behind.known = true, false
-	at, next := w.sampledValues()
+	k := w.samplesOf(do)
 	if w.backward {
-		w.findTiny(w.apply.dy, tinyGradients, false, at, next)
+		k.values, k.kind = w.apply.dy, tinyGradients
+		w.findUnusual(&k)
 	}
+	k.values, k.kind = w.apply.x, 0
 	inverted := w.source != nil && w.source.inverted // x is y
-	large := w.samplesLarge(do)
-	switch {
-	case !inverted && (w.backward || do&applyThem != 0):
-		w.findTiny(w.apply.x, tinyDeviations, large && next >= lanes, at, next)
-	case large && next >= lanes:
-		w.findTiny(w.apply.x, 0, large, at, next)
+	if !inverted && (w.backward || do&applyThem != 0) {
+		k.kind = tinyDeviations
 	}
-	if large && next < lanes {
-		w.findLarge(w.apply.x, at, next)
+	if k.kind != 0 || k.moments {
+		w.findUnusual(&k)
 	}
 	if n := w.geo.channels; w.backward && w.anyFormed(0, n) && bytes.IndexByte(w.channels.form[:n], preciseForm) >= 0 { // sums take z
 		w.beginTiny()
@@ -104,36 +102,65 @@ func (w *workspace) sampledValues() (at *[tinySample]int, next int) {
 	return at, w.source.next
 }
 
-// findTiny makes the channels that have tiny values channels of a kind. With large it marks
-// those of large values as well.
-func (w *workspace) findTiny(values []float32, kind byte, large bool, at *[tinySample]int, next int) {
-	channels := w.geo.channels
+// samples are the values that decide about channels.
+type samples struct {
+	values  []float32
+	at      *[tinySample]int // of channel 0
+	next    int              // from those of a channel to those of the next
+	kind    byte             // of tiny values; 0: they have no effect
+	moments bool             // channels of large and small values may be marked (large.go)
+	// Channels whose first magnitude exceeds most, and is below least, are usual.
+	most, least float32
+}
+
+// samplesOf returns the samples of the phases, but for their values.
+func (w *workspace) samplesOf(do phases) samples {
+	k := samples{most: tinyMost, least: float32(math.Inf(1))}
+	k.at, k.next = w.sampledValues()
+	switch k.moments = w.samplesMoments(do); {
+	case w.backward:
+		k.least = hugeLeast
+	case k.moments:
+		k.most, k.least = smallFirst, largeLeast
+	}
+	return k
+}
+
+// findUnusual makes the channels that have tiny values channels of a kind, and marks those of small and
+// large ones.
+func (w *workspace) findUnusual(k *samples) {
+	channels, next, values := w.geo.channels, k.next, k.values
 	c := 0
 	if v := w.plan.path.whole((channels-1)*next + 1); next < lanes && v > 0 {
 		c = ceilDiv(v, next)
-		w.findTinyAside(values, kind, at, next, v)
-		w.findTinyBehind(values, kind, at, next, c)
-	}
-	usual := uint32(infinityBits<<1 - tinyBits - 1) // the number of magnitudes
-	switch {
-	case large:
-		usual = largeBits - tinyBits - 1
-	case w.backward:
-		usual = hugeBits - tinyBits - 1
-	}
-	for i := at[0] + c*next; c < channels; c, i = c+1, i+next {
-		if first := magnitudeBits(values[i]); first-tinyBits-1 >= usual { // or the channel is usual
-			most := largestAt(values, at, c*next)
-			switch {
-			case first > tinyBits && large:
-				w.lookLarge(c, most)
-			case kind == 0:
-			case most == 0:
-				w.look(c, kind, 0, w.largestBehind(values, c*next))
-			default:
-				w.look(c, kind, values[i], most)
-			}
+		w.findUnusualAside(k, v)
+		if k.kind != 0 {
+			w.findTinyBehind(values, k.kind, k.at, next, c)
 		}
+	}
+	most := math.Float32bits(k.most)
+	usual := math.Float32bits(k.least) - most - 1 // the number of magnitudes
+	for i := k.at[0] + c*next; c < channels; c, i = c+1, i+next {
+		if magnitudeBits(values[i])-most-1 < usual { // NaN is not usual
+			continue
+		}
+		largest := largestAt(values, k.at, c*next)
+		if largest == 0 && k.kind != 0 {
+			largest = w.largestBehind(values, c*next)
+			w.look(c, k.kind, 0, largest)
+			continue
+		}
+		w.lookAt(k, c, values[i], largest)
+	}
+}
+
+// lookAt looks at a channel, given the first of its sampled values and the bits of the largest magnitude.
+func (w *workspace) lookAt(k *samples, c int, first float32, most uint32) {
+	if k.moments {
+		w.lookMoments(k, c, magnitudeBits(first), most)
+	}
+	if k.kind != 0 {
+		w.look(c, k.kind, first, most)
 	}
 }
 
@@ -190,13 +217,15 @@ func (w *workspace) largestSampled(values []float32, at *[tinySample]int, extent
 	}
 }
 
-// findTinyAside is findTiny for channels less than a vector apart, whose first values are in
+// findUnusualAside is findUnusual for channels less than a vector apart, whose first values are in
 // n columns, in whole vectors.
-func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]int, next, n int) {
+func (w *workspace) findUnusualAside(s *samples, n int) {
+	values, at, next := s.values, s.at, s.next
 	for j, first := 0, true; j < n; {
 		m := min(callChannels, n-j)
 		k := &w.looks
 		k.n, k.x, k.gamma, k.beta, k.running = m, values[at[0]+j:], values[at[1]+j:], values[at[2]+j:], values[at[3]+j:]
+		k.most, k.least = s.most, s.least
 		k.run(channelTiny)
 		k.x, k.gamma, k.beta, k.running = nil, nil, nil, nil // the caller's memory
 		if j += m - k.n; k.n == 0 {
@@ -206,21 +235,24 @@ func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]i
 			c := ceilDiv(j, next)
 			first = false
 			for j += lanes; c*next < j; c++ {
-				w.look(c, kind, values[at[0]+c*next], largestAt(values, at, c*next))
+				w.lookAt(s, c, values[at[0]+c*next], largestAt(values, at, c*next))
 			}
 			continue
 		}
-		// Where some channels are tiny, others often are.
+		// Where some channels are unusual, others often are.
 		end := min(j+mostSpan, n)
 		extent, firsts := w.channels.extent[j:end], values[at[0]+j:end+at[0]]
 		w.largestSampled(values[j:], at, extent)
-		tiny := w.channels.tiny[j:end]
+		tiny, kind := w.channels.tiny[j:end], s.kind
 		for i, v := range extent[:len(tiny)] {
-			if most := math.Float32bits(v); most-1 < tinyBits || most >= hugeBits && w.isHuge(j+i, kind, firsts[i], most) {
+			switch most := math.Float32bits(v); {
+			case most-1 < tinyBits && kind != 0:
 				if !w.anyTiny {
 					w.beginTiny()
 				}
 				tiny[i] |= kind
+			case most >= hugeBits || s.moments && (most <= smallBits && most >= smallLeastBits || most >= largeBits):
+				w.lookAt(s, j+i, firsts[i], most)
 			}
 		}
 		j = end

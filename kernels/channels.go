@@ -340,11 +340,10 @@ const (
 	sureMax   = 0x1p+100
 	tameMin   = 0x1p-60
 	gradMin   = 0x1p-120
-	tinyMost  = 0x1p-110
-	hugeLeast = 0x1p+100
 	factorMin = 0x1p-96
 	factorMax = 0x1p+120
 
+	slight     = 0x1p-50
 	negligible = 0x1p-40
 )
 
@@ -945,7 +944,7 @@ func (c *chans) tame(k, t pair) {
 		c.abs(v, v)
 	}
 	c.op(opMinInt, t[0], k[0], k[1])
-	c.opC(opGTInt, t[0], t[0], 2*tameMin)
+	c.opC(opGTInt, t[0], t[0], 2*slight)
 	c.op(opMaxInt, k[0], k[0], k[1]) // of NaN, too
 	c.opC(opGTInt, k[0], k[0], sureMax/2)
 	c.op(opAndNot, t[0], k[0], t[0])
@@ -965,7 +964,7 @@ func (c *chans) refuseWildGradient(k1, k2 pair, count vec, t [3]pair) {
 			if h == 0 && v == a[h] {
 				dst = low
 			}
-			c.op64C(opLE64, dst, v, tameMin)
+			c.op64C(opLE64, dst, v, slight)
 			if dst != low {
 				c.op(opOr, low, low, dst)
 			}
@@ -982,7 +981,7 @@ func (c *chans) refuseWildGradient(k1, k2 pair, count vec, t [3]pair) {
 				c.op(opAnd, constVec, t[2][1], k2[h])
 				c.op(opOr, low, low, constVec)
 			}
-			c.op64C(opLE64, constVec, v, tameMin)
+			c.op64C(opLE64, constVec, v, slight)
 			c.op(opAndNot, t[2][1], t[2][1], constVec)
 			c.op(opOr, low, low, t[2][1])
 		}
@@ -999,7 +998,7 @@ func (c *chans) refuseWildGradient(k1, k2 pair, count vec, t [3]pair) {
 		c.op64C(opMul64, b[h], b[h], negligible)
 		c.op(opGE64, t[2][h], b[h], t[2][h])
 		c.abs64(b[h], k2[h])
-		c.op64C(opLE64, b[h], b[h], tameMin)
+		c.op64C(opLE64, b[h], b[h], slight)
 		c.op(opAnd, t[2][h], t[2][h], b[h])
 		c.op(opAndNot, k2[h], t[2][h], k2[h])
 		c.abs64(b[h], k2[h])
@@ -1195,8 +1194,8 @@ func channelText(on target) (text string, symbols []string) {
 	return text, symbols
 }
 
-// tinyChannels looks at the first value of all channels. If one is tiny or huge, it looks at four
-// values of each, until it finds 8 channels of which one is tiny by all of them, or huge by the first.
+// tinyChannels looks at the first value of all channels. If one is at most most, or at least least, it looks at
+// four values of each, until it finds 8 channels of which one is unusual.
 func tinyChannels(c *chans) {
 	n, t := c.newArg("n"), c.newReg()
 	var at [4]reg
@@ -1207,8 +1206,10 @@ func tinyChannels(c *chans) {
 	magnitude, most, least, v, found, huge := c.newVec(), c.newVec(), c.newVec(), c.newVec(), c.newVec(), c.newVec()
 	before := c.buf.String()
 	c.buf.Reset()
-	c.constant(most, c.entry32(tinyMost))
-	c.constant(least, c.entry32(hugeLeast))
+	c.argAddr(t, "most")
+	c.broadcast(most, mem{base: t})
+	c.argAddr(t, "least")
+	c.broadcast(least, mem{base: t})
 	c.zero(found)
 	c.op(opLE, magnitude, found, found)
 	c.shiftRight(magnitude, 1) // all bits but the sign

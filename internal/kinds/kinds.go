@@ -113,6 +113,7 @@ func List() []Kind {
 		of("dy * 1e36", all, largeDY),
 		of("x * 1e20", all, large),
 		of("x * 1e20 in one channel", math.MaxInt, change{x: large.x, limit: 1.1}), // its own time only
+		of("x * 1e-20", all, change{x: times(1e-20), limit: 2.5}),                  // whose squares are subnormal
 		of("x * 1e-25", all, small),
 		of("x subnormal", all, subnormalX),
 		of("x subnormal, beta = 0", all, change{x: subnormalX.x, beta: to(0), limit: 2.5}),
