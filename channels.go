@@ -1069,15 +1069,16 @@ func (w *workspace) setAllGrads64(c, end int, sums totals) {
 func (w *workspace) setInfiniteGrads(c, c1 int, sums totals) (end int) {
 	ch := &w.channels
 	b := sums.b[c:min(c1, c+callChannels)] // where g is not finite, neither is this sum
-	invstd, n := ch.invstd[c:][:len(b)], 0
-	for n < len(b) && b[n]-b[n] != 0 && invstd[n] == invstd[n] {
+	a, invstd := sums.a[c:][:len(b)], ch.invstd[c:][:len(b)]
+	ofG, n := a[0]-a[0] != 0, 0
+	for n < len(b) && b[n]-b[n] != 0 && (a[n]-a[n] != 0) == ofG && invstd[n] == invstd[n] {
 		n++
 	}
 	if n == 0 || w.tinyOf(c) != 0 {
 		return c
 	}
 	end = w.firstUnusual(c, c+n)
-	w.largestOf(c, end, sums.a[c]-sums.a[c] != 0)
+	w.largestOf(c, end, ofG)
 	if i := slices.IndexFunc(ch.extent[c:end], isNumber); i >= 0 {
 		end = c + i
 	}

@@ -523,7 +523,7 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 			}
 		}
 		switch {
-		case !check || !w.suspicious(c) || !isNumber(e):
+		case !check || !w.suspicious(c) || !isNumber(e) && !ch.isWide(c): // wide ones lack their z
 			ch.flag[c] = false
 		case e == 0:
 			ch.flag[c], ch.sumA[c], ch.sumB[c] = false, 0, 0

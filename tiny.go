@@ -174,14 +174,14 @@ func (w *workspace) look(c int, kind byte, first float32, most uint32) {
 }
 
 // isHuge reports whether a backward pass handles a channel like one of tiny numbers, given the first of its
-// sampled values and the bits of the largest magnitude: this is finite, and the first gradient, or the
-// deviation of the first x from a mean from which no x-m overflows, is huge.
+// sampled values and the bits of the largest magnitude. This is finite, and the first one is huge. If it
+// is of x, it is far from the mean, too, and no x-m overflows.
 func (w *workspace) isHuge(c int, kind byte, first float32, most uint32) bool {
-	if !w.backward || most < hugeBits || most >= infinityBits {
+	if !w.backward || magnitudeBits(first) < hugeBits || most >= infinityBits {
 		return false
 	}
 	if kind == tinyGradients {
-		return magnitudeBits(first) >= hugeBits
+		return true
 	}
 	mean := w.channels.mean[c]
 	return math.Abs(mean) < 0x1p103 && math.Abs(float64(first)-mean) >= hugeLeast
