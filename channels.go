@@ -949,12 +949,10 @@ func (w *workspace) setOtherGrads(c0, c1 int, check bool, sums totals) {
 			c = next
 			continue
 		}
-		if check {
-			if next := w.setInfiniteGrads(c, c1, sums); next > c {
-				w.saveSums(c, next, sums)
-				c = next
-				continue
-			}
+		if next := w.setInfiniteGrads(c, c1, check, sums); next > c {
+			w.saveSums(c, next, sums)
+			c = next
+			continue
 		}
 		end, settled := min(c+together, c1), totals{w.channels.sumA, w.channels.sumB, false}
 		together = mostSpan
@@ -1064,9 +1062,9 @@ func (w *workspace) setAllGrads64(c, end int, sums totals) {
 }
 
 // setInfiniteGrads is setGrads for channels from c to c1-1 as long as their sums are not finite because
-// x has NaN or infinities, or the gradients have: no powers make them finite. It returns the first
-// channel that is left.
-func (w *workspace) setInfiniteGrads(c, c1 int, sums totals) (end int) {
+// x has NaN or infinities, or the gradients have: no powers make them finite. Without check the sums are
+// final. It returns the first channel that is left.
+func (w *workspace) setInfiniteGrads(c, c1 int, check bool, sums totals) (end int) {
 	ch := &w.channels
 	b := sums.b[c:min(c1, c+callChannels)] // where g is not finite, neither is this sum
 	a, invstd := sums.a[c:][:len(b)], ch.invstd[c:][:len(b)]
@@ -1078,9 +1076,11 @@ func (w *workspace) setInfiniteGrads(c, c1 int, sums totals) (end int) {
 		return c
 	}
 	end = w.firstUnusual(c, c+n)
-	w.largestOf(c, end, ofG)
-	if i := slices.IndexFunc(ch.extent[c:end], isNumber); i >= 0 {
-		end = c + i
+	if check {
+		w.largestOf(c, end, ofG)
+		if i := slices.IndexFunc(ch.extent[c:end], isNumber); i >= 0 {
+			end = c + i
+		}
 	}
 	if end < c1 { // whole vectors
 		end -= end % lanes

@@ -63,7 +63,7 @@ func (w *workspace) mark(c int, as byte) {
 	if !w.anyLarge {
 		clear(w.channels.large)
 	}
-	w.anyLarge = true
+	w.anyLarge, w.anySmall = true, w.anySmall || as == smallValues
 	w.channels.large[c] = as
 }
 
@@ -82,7 +82,7 @@ func spreadAt(values []float32, at *[tinySample]int, behind int) (spread float32
 func (w *workspace) isLarge(c int) bool { return w.anyLarge && w.channels.large[c] != 0 }
 
 // isSmall reports whether a channel is marked as one of small values.
-func (w *workspace) isSmall(c int) bool { return w.anyLarge && w.channels.large[c] == smallValues }
+func (w *workspace) isSmall(c int) bool { return w.anySmall && w.channels.large[c] == smallValues }
 
 // largeRun reports whether channel c is marked, and returns the end of the channels from c on
 // that are like it.
@@ -141,7 +141,7 @@ func (w *workspace) sumLargeSpan(seg, c, n int) {
 	upTo := func(j int) {
 		if j > first {
 			k := w.columnSums(seg, first, j-first)
-			k.hides, k.first = true, first
+			k.hides, k.first = w.anySmall, first
 			w.sumColumns(seg, &k, func(r0, r1, n int) { w.sumBlock(&k, first, r0, r1, n) })
 		}
 	}
@@ -265,7 +265,7 @@ func (w *workspace) allSmall(l *columnList) bool {
 			return false
 		}
 	}
-	return true
+	return w.anySmall
 }
 
 // windowSums are sums of columns in float64.

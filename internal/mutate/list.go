@@ -327,7 +327,7 @@ var mutations = []mutation{
 	{name: "infinite sums: a look at dy in place of g", file: "channels.go", pkg: ".", tests: "TestGatedInfinity",
 		old: "w.source == nil && !s.computesG {\n		looked", new: "w.source == nil {\n		looked"},
 	{name: "infinite sums: they are not written", file: "channels.go", pkg: ".", tests: "TestInfiniteSums",
-		old: "setInfiniteGrads(c, c1, sums); next > c {\n				w.saveSums(c, next, sums)\n", new: "setInfiniteGrads(c, c1, sums); next > c {\n"},
+		old: "setInfiniteGrads(c, c1, check, sums); next > c {\n			w.saveSums(c, next, sums)\n", new: "setInfiniteGrads(c, c1, check, sums); next > c {\n"},
 	{name: "rescue: a sample of dy in place of g", file: "rescue.go", pkg: ".", tests: "TestGatedInfinity",
 		old: "	if !s.computesG && w.source == nil && g.outer", new: "	if w.source == nil && g.outer"},
 	{name: "huge numbers: not in rows", file: "tiny.go", pkg: ".", tests: "TestTinyDecision",
