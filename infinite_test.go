@@ -146,7 +146,8 @@ func TestInfiniteBesideOthers(t *testing.T) {
 func TestOverflowBesideInfinite(t *testing.T) {
 	t.Parallel()
 	const channels, large = 40, 2e38
-	for _, s := range []batchnorm.Shape{{Outer: 8, Channels: channels, Inner: 1}, {Outer: 80, Channels: channels, Inner: 1}, {Outer: 4, Channels: channels, Inner: 20}} {
+	for _, s := range []batchnorm.Shape{{Outer: 8, Channels: channels, Inner: 1}, {Outer: 80, Channels: channels, Inner: 1},
+		{Outer: 4, Channels: channels, Inner: 20}} {
 		for _, of := range []string{"x", "dy", "x of every other channel"} {
 			for _, path := range batchnorm.Paths() {
 				x, dy := gen.Uniform(1, s.Len(), 1, 2), gen.Uniform(2, s.Len(), 1, 2)
@@ -201,8 +202,9 @@ func TestOverflowBesideInfinite(t *testing.T) {
 // run beside it.
 func TestSumsAgain(t *testing.T) {
 	const power = 125
-	for _, s := range []batchnorm.Shape{{Outer: 7, Channels: 3, Inner: 2000}, {Outer: 9, Channels: 3, Inner: 4099}, {Outer: 30, Channels: 4, Inner: 50},
-		{Outer: 3, Channels: 2, Inner: 9001}, {Outer: 300, Channels: 9, Inner: 1}, {Outer: 900, Channels: 1, Inner: 3}, {Outer: 33, Channels: 130, Inner: 3}} {
+	for _, s := range []batchnorm.Shape{{Outer: 7, Channels: 3, Inner: 2000}, {Outer: 9, Channels: 3, Inner: 4099},
+		{Outer: 30, Channels: 4, Inner: 50}, {Outer: 3, Channels: 2, Inner: 9001}, {Outer: 300, Channels: 9, Inner: 1},
+		{Outer: 900, Channels: 1, Inner: 3}, {Outer: 33, Channels: 130, Inner: 3}} {
 		for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU} {
 			for _, path := range batchnorm.Paths() {
 				x, dy := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(2, s.Len(), 1, 2)

@@ -68,7 +68,8 @@ func TestInfiniteGradientOfWide(t *testing.T) {
 // whatever lies beside it, and neither does a 0.
 func TestHugeDeviations(t *testing.T) {
 	t.Parallel()
-	for _, s := range []batchnorm.Shape{{Outer: 40, Channels: 24, Inner: 1}, {Outer: 40, Channels: 20, Inner: 1}, {Outer: 300, Channels: 20, Inner: 1}} {
+	for _, s := range []batchnorm.Shape{{Outer: 40, Channels: 24, Inner: 1}, {Outer: 40, Channels: 20, Inner: 1},
+		{Outer: 300, Channels: 20, Inner: 1}} {
 		for _, first := range []float32{7e29, 0} {
 			base := newProblem(s, hasGammaBeta)
 			for c := range base.gamma {

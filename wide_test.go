@@ -23,7 +23,8 @@ func TestWideBeside(t *testing.T) {
 		"in turn": func(c int) bool { return c%2 == 0 },
 		"the end": func(c int) bool { return c > 60 },
 	}
-	for _, s := range []batchnorm.Shape{{Outer: 8, Channels: 1500, Inner: 1}, {Outer: 300, Channels: 70, Inner: 1}, {Outer: 3, Channels: 403, Inner: 3}} {
+	for _, s := range []batchnorm.Shape{{Outer: 8, Channels: 1500, Inner: 1}, {Outer: 300, Channels: 70, Inner: 1},
+		{Outer: 3, Channels: 403, Inner: 3}} {
 		for _, act := range []batchnorm.Activation{batchnorm.ReLU, batchnorm.SiLU} {
 			for _, inPlace := range []bool{false, true} {
 				for _, path := range batchnorm.Paths() {
