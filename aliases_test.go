@@ -263,7 +263,7 @@ var aliasKinds = []aliasData{
 		aliasOneOf(g, aliasTinyDY, aliasHalves, aliasHugeLater, aliasZeroDY, nil, aliasPair, aliasHugeDY)
 	}},
 	{name: "several kinds", set: func(g *aliasGroup) {
-		aliasOneOf(g, aliasHugeX, nil, aliasTinyX, aliasZeroDY, aliasTinyDY, aliasConstant, aliasHugeDY)
+		aliasOneOf(g, aliasHugeX, nil, aliasTinyX, aliasZeroDY, aliasTinyDY, aliasConstant, aliasHugeDY, aliasWideX, aliasSmallX)
 	}},
 	{name: "small scales", set: aliasSmallScale},
 	{name: "small scales among others", set: func(g *aliasGroup) {
@@ -360,6 +360,15 @@ func aliasSubnormalX(g *aliasGroup) {
 	g.scale(g.x, 1e-39)
 	*g.mean = 2e-40
 }
+
+// A value of such channels less the mean may overflow.
+func aliasWideX(g *aliasGroup) {
+	g.scale(g.x, 1e35)
+	*g.mean, *g.variance = 1e35, 3e38
+}
+
+// The squares of such values are subnormal.
+func aliasSmallX(g *aliasGroup) { g.scale(g.x, 1e-20) }
 
 func aliasHugeX(g *aliasGroup) {
 	g.scale(g.x, 1e25)

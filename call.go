@@ -52,7 +52,7 @@ type call struct {
 	anyTiny bool // numbers of channels are tiny (tiny.go)
 	// Some channels are marked in large (large.go).
 	anyLarge bool
-	anySmall bool // as channels of small values
+	anySmall bool // some of them as channels of small values
 	sampled  bool // this is known
 
 	// Outputs of the first phase; nil if not wanted.

@@ -21,7 +21,7 @@ type channels struct {
 	powerX, powerG         []int     // of the scaled values, x and g
 	flag                   []bool    // the channel's sums are looked at
 	tiny                   []byte    // which numbers are tiny, where some are
-	large                  []byte    // largeValues where forward sums are in float64 from the start, if some are (large.go)
+	large                  []byte    // the marks of channels whose forward sums are in float64 from the start, if some are (large.go)
 	outputs                []byte    // how outputs are written: the tiny numbers that they are made of, or wideOutputs
 	extent                 []float32 // the largest magnitude of a flagged channel; has room for 7 values more
 	fields                 fields

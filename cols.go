@@ -41,11 +41,9 @@ type columnSums struct {
 	n          int
 	acc, shift []float32
 	a, b       []float64
-	rest       int // the number of columns with a value in the incomplete row
-	// hides says that columns with small values take no float32 sums: their shifts are NaN, so that no product
-	// takes an assist. The first column is first.
-	hides bool
-	first int
+	rest       int  // the number of columns with a value in the incomplete row
+	hides      bool // columns with small values have shifts of NaN, so that no product takes an assist
+	first      int  // the first column, if hides is set
 }
 
 // columnSums returns the sums of the columns c to c+n-1 of a segment.

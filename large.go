@@ -14,18 +14,19 @@ package batchnorm
 // largeLeast is the least magnitude of a large number: the root of sureMax.
 const largeLeast = 0x1p+50
 
-// Small values are as far apart as numbers of which many have subnormal squares. Values that are closer have
-// squares of 0. They are looked for where the first one is small.
+// The sampled values of a channel are small if their distance is from smallLeast to smallMost: squares of such
+// distances are subnormal. Those of smaller distances are 0, and take no assist. Only channels are looked at whose
+// first value is at most smallFirst: larger ones are farther apart, or equal.
 const (
 	smallLeast = 0x1p-81
 	smallMost  = 0x1p-54
 	smallFirst = 0x1p-30
 )
 
-// The bits of these numbers.
+// The bits of largeLeast, smallFirst, smallLeast and infinity.
 const (
 	largeBits      = (127 + 50) << 23
-	smallBits      = (127 - 30) << 23
+	smallFirstBits = (127 - 30) << 23
 	smallLeastBits = (127 - 81) << 23
 	infinityBits   = 0xff << 23
 )
@@ -51,7 +52,7 @@ func (w *workspace) lookMoments(k *samples, c int, first, most uint32) {
 	case most >= infinityBits:
 	case first >= largeBits:
 		w.mark(c, largeValues)
-	case most <= smallBits && most >= smallLeastBits:
+	case most <= smallFirstBits && most >= smallLeastBits:
 		if spread := spreadAt(k.values, k.at, c*k.next); spread >= smallLeast && spread <= smallMost {
 			w.mark(c, smallValues)
 		}
@@ -78,7 +79,7 @@ func spreadAt(values []float32, at *[tinySample]int, behind int) (spread float32
 	return spread
 }
 
-// isLarge reports whether a channel is marked.
+// isLarge reports whether a channel is marked, as one of large values or of small ones.
 func (w *workspace) isLarge(c int) bool { return w.anyLarge && w.channels.large[c] != 0 }
 
 // isSmall reports whether a channel is marked as one of small values.

@@ -95,7 +95,7 @@ func allZero(values []float32) bool {
 	return bits<<1 == 0
 }
 
-// findTinyBehind is findTiny for channels from 0 to n-1 whose sampled values, all of them, are 0. They
+// findTinyBehind is findUnusual for channels from 0 to n-1 whose sampled values, all of them, are 0. They
 // are less than a vector apart.
 func (w *workspace) findTinyBehind(values []float32, kind byte, at *[tinySample]int, next, n int) {
 	if w.geo.behindEach() == 0 {

@@ -211,8 +211,8 @@ func (d *gradient) set64(mean, invstd, p, r, n float64) {
 	d.k1 = p/n - float64(low*d.k2)
 }
 
-// slight is the largest k2 that may be left out: the smallest ones have tiny products with an x-m that
-// negligible allows.
+// slight is the largest k2 that is left out where xhat's part is negligible. Larger ones are those of usual
+// channels, which need no second look.
 const slight = 0x1p-50
 
 // negligible is the ratio of xhat's part in dx to the mean's part up to which xhat's part

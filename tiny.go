@@ -184,6 +184,7 @@ func (w *workspace) isHuge(c int, kind byte, first float32, most uint32) bool {
 		return true
 	}
 	mean := w.channels.mean[c]
+	// 2^103 is half the last digit of the largest float32: a smaller mean changes it to no infinity.
 	return math.Abs(mean) < 0x1p103 && math.Abs(float64(first)-mean) >= hugeLeast
 }
 
@@ -251,7 +252,7 @@ func (w *workspace) findUnusualAside(s *samples, n int) {
 					w.beginTiny()
 				}
 				tiny[i] |= kind
-			case most >= hugeBits || s.moments && (most <= smallBits && most >= smallLeastBits || most >= largeBits):
+			case most >= hugeBits || s.moments && (most <= smallFirstBits && most >= smallLeastBits || most >= largeBits):
 				w.lookAt(s, j+i, firsts[i], most)
 			}
 		}

@@ -310,7 +310,7 @@ var mutations = []mutation{
 	{name: "small values: distant ones are", file: "large.go", pkg: ".", tests: "TestMarks",
 		old: "spread >= smallLeast && spread <= smallMost", new: "spread >= smallLeast"},
 	{name: "small values: near any mean", file: "large.go", pkg: ".", tests: "TestMarks",
-		old: "case most <= smallBits && most >= smallLeastBits:", new: "default:",
+		old: "case most <= smallFirstBits && most >= smallLeastBits:", new: "default:",
 		reason: "it only takes longer: values farther from 0 are not so close to one another"},
 	{name: "small values: only the first distance counts", file: "large.go", pkg: ".", tests: "TestMarks",
 		old: "spread = max(spread, d, -d)", new: "if spread == 0 {\n			spread = max(d, -d)\n		}"},
