@@ -15776,15 +15776,6 @@ TEXT ·simdTurns(SB), NOSPLIT|NOFRAME, $0-24
 	JMP (BX)(AX*8)
 none:
 	UNDEF
-DATA foldChannelsTable<>+0(SB)/8, $0x0000000000000000
-DATA foldChannelsTable<>+8(SB)/8, $0x0000000000000000
-DATA foldChannelsTable<>+16(SB)/8, $0x0000000000000000
-DATA foldChannelsTable<>+24(SB)/8, $0x0000000000000000
-DATA foldChannelsTable<>+32(SB)/8, $0x8000000080000000
-DATA foldChannelsTable<>+40(SB)/8, $0x8000000080000000
-DATA foldChannelsTable<>+48(SB)/8, $0x8000000080000000
-DATA foldChannelsTable<>+56(SB)/8, $0x8000000080000000
-GLOBL foldChannelsTable<>(SB), RODATA|NOPTR, $64
 // func foldChannels(id int, a *channelArgs)
 TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -15848,11 +15839,11 @@ divided3:
 	VMULPD Y0, Y11, Y11
 	VADDPD Y10, Y4, Y4
 	VADDPD Y11, Y5, Y5
-	VCMPPD $0x1d, foldChannelsTable<>+0(SB), Y8, Y8
+	VCMPPD $0x1d, constants<>+0(SB), Y8, Y8
 	VANDPS Y8, Y4, Y4
 	VANDNPS Y2, Y8, Y2
 	VORPS Y2, Y4, Y4
-	VCMPPD $0x1d, foldChannelsTable<>+0(SB), Y9, Y9
+	VCMPPD $0x1d, constants<>+0(SB), Y9, Y9
 	VANDPS Y9, Y5, Y5
 	VANDNPS Y3, Y9, Y3
 	VORPS Y3, Y5, Y5
@@ -15861,7 +15852,7 @@ divided3:
 	VCVTPD2PSY Y4, X4
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y4, Y4
-	VXORPS foldChannelsTable<>+32(SB), Y4, Y4
+	VXORPS constants<>+32(SB), Y4, Y4
 	VSUBPS Y4, Y4, Y5
 	VCMPPS $0x12, Y5, Y5, Y5
 	VANDPS Y5, Y4, Y4
@@ -15956,15 +15947,6 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
-DATA foldReducedChannelsTable<>+0(SB)/8, $0x0000000000000000
-DATA foldReducedChannelsTable<>+8(SB)/8, $0x0000000000000000
-DATA foldReducedChannelsTable<>+16(SB)/8, $0x0000000000000000
-DATA foldReducedChannelsTable<>+24(SB)/8, $0x0000000000000000
-DATA foldReducedChannelsTable<>+32(SB)/8, $0x8000000080000000
-DATA foldReducedChannelsTable<>+40(SB)/8, $0x8000000080000000
-DATA foldReducedChannelsTable<>+48(SB)/8, $0x8000000080000000
-DATA foldReducedChannelsTable<>+56(SB)/8, $0x8000000080000000
-GLOBL foldReducedChannelsTable<>(SB), RODATA|NOPTR, $64
 // func foldReducedChannels(id int, a *channelArgs)
 TEXT ·foldReducedChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -16029,11 +16011,11 @@ divided3:
 	VMULPD Y0, Y11, Y11
 	VADDPD Y10, Y4, Y4
 	VADDPD Y11, Y5, Y5
-	VCMPPD $0x1d, foldReducedChannelsTable<>+0(SB), Y8, Y8
+	VCMPPD $0x1d, constants<>+0(SB), Y8, Y8
 	VANDPS Y8, Y4, Y4
 	VANDNPS Y2, Y8, Y2
 	VORPS Y2, Y4, Y4
-	VCMPPD $0x1d, foldReducedChannelsTable<>+0(SB), Y9, Y9
+	VCMPPD $0x1d, constants<>+0(SB), Y9, Y9
 	VANDPS Y9, Y5, Y5
 	VANDNPS Y3, Y9, Y3
 	VORPS Y3, Y5, Y5
@@ -16042,7 +16024,7 @@ divided3:
 	VCVTPD2PSY Y4, X4
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y4, Y4
-	VXORPS foldReducedChannelsTable<>+32(SB), Y4, Y4
+	VXORPS constants<>+32(SB), Y4, Y4
 	VSUBPS Y4, Y4, Y5
 	VCMPPS $0x12, Y5, Y5, Y5
 	VANDPS Y5, Y4, Y4
@@ -16056,11 +16038,6 @@ divided3:
 	JNE channels1
 	VZEROUPPER
 	RET
-DATA probeChannelsTable<>+0(SB)/8, $0x8000000080000000
-DATA probeChannelsTable<>+8(SB)/8, $0x8000000080000000
-DATA probeChannelsTable<>+16(SB)/8, $0x8000000080000000
-DATA probeChannelsTable<>+24(SB)/8, $0x8000000080000000
-GLOBL probeChannelsTable<>(SB), RODATA|NOPTR, $32
 // func probeChannels(id int, a *channelArgs)
 TEXT ·probeChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -16087,7 +16064,7 @@ divided3:
 	VCVTPD2PSY Y0, X0
 	VCVTPD2PSY Y1, X1
 	VINSERTF128 $1, X1, Y0, Y0
-	VXORPS probeChannelsTable<>+0(SB), Y0, Y0
+	VXORPS constants<>+32(SB), Y0, Y0
 	VSUBPS Y0, Y0, Y1
 	VCMPPS $0x12, Y1, Y1, Y1
 	VANDPS Y1, Y0, Y0
@@ -16129,11 +16106,6 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
-DATA mergeChannelsTable<>+0(SB)/8, $0x0000000000000000
-DATA mergeChannelsTable<>+8(SB)/8, $0x0000000000000000
-DATA mergeChannelsTable<>+16(SB)/8, $0x0000000000000000
-DATA mergeChannelsTable<>+24(SB)/8, $0x0000000000000000
-GLOBL mergeChannelsTable<>(SB), RODATA|NOPTR, $32
 // func mergeChannels(id int, a *channelArgs)
 TEXT ·mergeChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -16175,11 +16147,11 @@ channels1:
 	VMULPD Y0, Y11, Y11
 	VADDPD Y10, Y6, Y6
 	VADDPD Y11, Y7, Y7
-	VCMPPD $0x1d, mergeChannelsTable<>+0(SB), Y8, Y8
+	VCMPPD $0x1d, constants<>+0(SB), Y8, Y8
 	VANDPS Y8, Y6, Y6
 	VANDNPS Y2, Y8, Y2
 	VORPS Y2, Y6, Y6
-	VCMPPD $0x1d, mergeChannelsTable<>+0(SB), Y9, Y9
+	VCMPPD $0x1d, constants<>+0(SB), Y9, Y9
 	VANDPS Y9, Y7, Y7
 	VANDNPS Y3, Y9, Y3
 	VORPS Y3, Y7, Y7
@@ -16226,79 +16198,6 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
-DATA forwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+32(SB)/8, $0x7f7fffff7f7fffff
-DATA forwardChannelsTable<>+40(SB)/8, $0x7f7fffff7f7fffff
-DATA forwardChannelsTable<>+48(SB)/8, $0x7f7fffff7f7fffff
-DATA forwardChannelsTable<>+56(SB)/8, $0x7f7fffff7f7fffff
-DATA forwardChannelsTable<>+64(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+72(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+80(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+88(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+96(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+104(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+112(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+120(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+160(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+168(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+176(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+184(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x1000000010000000
-DATA forwardChannelsTable<>+200(SB)/8, $0x1000000010000000
-DATA forwardChannelsTable<>+208(SB)/8, $0x1000000010000000
-DATA forwardChannelsTable<>+216(SB)/8, $0x1000000010000000
-DATA forwardChannelsTable<>+224(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+232(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+240(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+248(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+256(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+264(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+272(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+280(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+288(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+296(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+304(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+312(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+320(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+328(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+336(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+344(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+352(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+360(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+368(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+376(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+384(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+392(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+400(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+408(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+416(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+424(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+432(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+440(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+448(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+456(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+464(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+472(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+480(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+488(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+496(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+504(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+512(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+520(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+528(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+536(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+544(SB)/8, $0x39efffffffffffff
-DATA forwardChannelsTable<>+552(SB)/8, $0x39efffffffffffff
-DATA forwardChannelsTable<>+560(SB)/8, $0x39efffffffffffff
-DATA forwardChannelsTable<>+568(SB)/8, $0x39efffffffffffff
-GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $576
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -16315,7 +16214,7 @@ TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	LEAQ channelArgs_correction(R14), DI
 	VBROADCASTSD (DI), Y3
 	MOVQ channelArgs_n(R14), DI
-	VMOVUPS forwardChannelsTable<>+0(SB), Y13
+	VMOVUPS constants<>+64(SB), Y13
 channels1:
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
@@ -16346,16 +16245,16 @@ divided4:
 	MOVQ channelArgs_extent(R14), SI
 	ADDQ AX, SI
 	VMOVUPS (SI), Y13
-	VCMPPS $0x12, forwardChannelsTable<>+32(SB), Y13, Y13
+	VCMPPS $0x12, constants<>+96(SB), Y13, Y13
 	VCMPPS $0x12, Y10, Y10, Y11
 	VORPS Y11, Y13, Y13
 unwanted5:
 	LEAQ channelArgs_leastSum(R14), SI
 	VBROADCASTSS (SI), Y14
 	VCMPPS $0x1e, Y14, Y10, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+64(SB), Y6, Y4
+	VCMPPD $0x12, constants<>+128(SB), Y6, Y4
 	VANDNPS Y6, Y4, Y6
-	VCMPPD $0x12, forwardChannelsTable<>+64(SB), Y7, Y4
+	VCMPPD $0x12, constants<>+128(SB), Y7, Y4
 	VANDNPS Y7, Y4, Y7
 	MOVQ channelArgs_variance(R14), SI
 	ADDQ BX, SI
@@ -16365,7 +16264,7 @@ unwanted5:
 	VADDPD Y0, Y7, Y9
 	VSQRTPD Y8, Y8
 	VSQRTPD Y9, Y9
-	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VMOVUPS constants<>+160(SB), Y14
 	VDIVPD Y8, Y14, Y8
 	VDIVPD Y9, Y14, Y9
 	VCVTPD2PSY Y8, X4
@@ -16419,26 +16318,26 @@ unwanted7:
 	MOVQ channelArgs_a(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y10, (SI)
-	VANDPS forwardChannelsTable<>+128(SB), Y10, Y10
-	VCMPPS $0x12, forwardChannelsTable<>+160(SB), Y10, Y11
-	VCMPPS $0x1e, forwardChannelsTable<>+192(SB), Y10, Y10
+	VANDPS constants<>+192(SB), Y10, Y10
+	VCMPPS $0x12, constants<>+224(SB), Y10, Y11
+	VCMPPS $0x1e, constants<>+256(SB), Y10, Y10
 	VANDPS Y11, Y10, Y10
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
 	VMOVUPS (SI), Y11
-	VANDPS forwardChannelsTable<>+128(SB), Y11, Y11
-	VCMPPS $0x12, forwardChannelsTable<>+224(SB), Y11, Y11
+	VANDPS constants<>+192(SB), Y11, Y11
+	VCMPPS $0x12, constants<>+0(SB), Y11, Y11
 	VORPS Y11, Y10, Y10
 	VANDPS Y10, Y12, Y12
 	VCVTPD2PSY Y4, X11
 	VCVTPD2PSY Y5, X10
 	VINSERTF128 $1, X10, Y11, Y11
-	VXORPS forwardChannelsTable<>+256(SB), Y11, Y10
+	VXORPS constants<>+32(SB), Y11, Y10
 	MOVQ channelArgs_neg(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y10, (SI)
-	VANDPS forwardChannelsTable<>+128(SB), Y10, Y10
-	VCMPPS $0x12, forwardChannelsTable<>+288(SB), Y10, Y10
+	VANDPS constants<>+192(SB), Y10, Y10
+	VCMPPS $0x12, constants<>+288(SB), Y10, Y10
 	VANDPS Y10, Y12, Y12
 	VCVTPS2PD X11, Y10
 	VEXTRACTF128 $1, Y11, X11
@@ -16462,7 +16361,7 @@ unwanted7:
 	VANDNPS Y13, Y12, Y12
 	VTESTPS Y12, Y12
 	JEQ usual8
-	VMOVUPS forwardChannelsTable<>+0(SB), Y12
+	VMOVUPS constants<>+64(SB), Y12
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
@@ -16483,11 +16382,11 @@ divide9:
 divided10:
 	VADDPD Y0, Y6, Y10
 	VADDPD Y0, Y7, Y11
-	VCMPPD $0x1d, forwardChannelsTable<>+320(SB), Y10, Y4
-	VCMPPD $0x12, forwardChannelsTable<>+352(SB), Y10, Y10
+	VCMPPD $0x1d, constants<>+320(SB), Y10, Y4
+	VCMPPD $0x12, constants<>+352(SB), Y10, Y10
 	VANDPS Y10, Y4, Y4
-	VCMPPD $0x1d, forwardChannelsTable<>+320(SB), Y11, Y5
-	VCMPPD $0x12, forwardChannelsTable<>+352(SB), Y11, Y11
+	VCMPPD $0x1d, constants<>+320(SB), Y11, Y5
+	VCMPPD $0x12, constants<>+352(SB), Y11, Y11
 	VANDPS Y11, Y5, Y5
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
@@ -16514,7 +16413,7 @@ unwanted11:
 	LEAQ channelArgs_settled(R14), SI
 	VBROADCASTSD (SI), Y14
 	VORPS Y14, Y4, Y4
-	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y8, Y8
+	VCMPPD $0x12, constants<>+384(SB), Y8, Y8
 	VCMPPD $0x1d, Y6, Y6, Y10
 	VORPS Y10, Y8, Y8
 	VANDNPS Y8, Y4, Y4
@@ -16522,7 +16421,7 @@ unwanted11:
 	LEAQ channelArgs_settled(R14), SI
 	VBROADCASTSD (SI), Y14
 	VORPS Y14, Y5, Y5
-	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y9, Y9
+	VCMPPD $0x12, constants<>+384(SB), Y9, Y9
 	VCMPPD $0x1d, Y7, Y7, Y11
 	VORPS Y11, Y9, Y9
 	VANDNPS Y9, Y5, Y5
@@ -16539,69 +16438,69 @@ unwanted11:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	VANDPS forwardChannelsTable<>+416(SB), Y4, Y4
-	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y4, Y10
+	VANDPS constants<>+416(SB), Y4, Y4
+	VCMPPD $0x1d, constants<>+448(SB), Y4, Y10
 	VCMPPD $0x1d, Y8, Y8, Y11
 	VANDPS Y11, Y10, Y10
-	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y4, Y4
+	VCMPPD $0x12, constants<>+384(SB), Y4, Y4
 	LEAQ channelArgs_close(R14), SI
 	VBROADCASTSD (SI), Y14
 	VCMPPD $0x1d, Y14, Y8, Y11
 	VANDPS Y4, Y11, Y11
 	VANDNPS Y10, Y11, Y10
 	VANDNPS Y12, Y10, Y12
-	VANDPS forwardChannelsTable<>+416(SB), Y5, Y5
-	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y5, Y10
+	VANDPS constants<>+416(SB), Y5, Y5
+	VCMPPD $0x1d, constants<>+448(SB), Y5, Y10
 	VCMPPD $0x1d, Y9, Y9, Y11
 	VANDPS Y11, Y10, Y10
-	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y5, Y5
+	VCMPPD $0x12, constants<>+384(SB), Y5, Y5
 	LEAQ channelArgs_close(R14), SI
 	VBROADCASTSD (SI), Y14
 	VCMPPD $0x1d, Y14, Y9, Y11
 	VANDPS Y5, Y11, Y11
 	VANDNPS Y10, Y11, Y10
 	VANDNPS Y12, Y10, Y12
-	VANDPS forwardChannelsTable<>+416(SB), Y8, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y11
+	VANDPS constants<>+416(SB), Y8, Y10
+	VCMPPD $0x1d, constants<>+448(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
+	VCMPPD $0x12, constants<>+480(SB), Y10, Y11
+	VCMPPD $0x12, constants<>+0(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	LEAQ channelArgs_precise(R14), SI
 	VBROADCASTSD (SI), Y14
 	VANDNPS Y11, Y14, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDPS forwardChannelsTable<>+416(SB), Y9, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y11
+	VANDPS constants<>+416(SB), Y9, Y10
+	VCMPPD $0x1d, constants<>+448(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
+	VCMPPD $0x12, constants<>+480(SB), Y10, Y11
+	VCMPPD $0x12, constants<>+0(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	LEAQ channelArgs_precise(R14), SI
 	VBROADCASTSD (SI), Y14
 	VANDNPS Y11, Y14, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDPS forwardChannelsTable<>+416(SB), Y6, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+512(SB), Y10, Y11
+	VANDPS constants<>+416(SB), Y6, Y10
+	VCMPPD $0x1d, constants<>+512(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
+	VCMPPD $0x12, constants<>+544(SB), Y10, Y11
+	VCMPPD $0x12, constants<>+0(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	LEAQ channelArgs_precise(R14), SI
 	VBROADCASTSD (SI), Y14
 	VANDNPS Y11, Y14, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDPS forwardChannelsTable<>+416(SB), Y7, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+512(SB), Y10, Y11
+	VANDPS constants<>+416(SB), Y7, Y10
+	VCMPPD $0x1d, constants<>+512(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
+	VCMPPD $0x12, constants<>+544(SB), Y10, Y11
+	VCMPPD $0x12, constants<>+0(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	LEAQ channelArgs_precise(R14), SI
 	VBROADCASTSD (SI), Y14
 	VANDNPS Y11, Y14, Y11
 	VANDNPS Y12, Y11, Y12
-	VXORPS forwardChannelsTable<>+0(SB), Y12, Y12
+	VXORPS constants<>+64(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JNE unusual2
 usual8:
@@ -16660,67 +16559,6 @@ unusual2:
 	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
 	RET
-DATA affineChannelsTable<>+0(SB)/8, $0x7fffffffffffffff
-DATA affineChannelsTable<>+8(SB)/8, $0x7fffffffffffffff
-DATA affineChannelsTable<>+16(SB)/8, $0x7fffffffffffffff
-DATA affineChannelsTable<>+24(SB)/8, $0x7fffffffffffffff
-DATA affineChannelsTable<>+32(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+40(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+48(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+56(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+64(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+72(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+80(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+88(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+104(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+112(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+120(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+128(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+136(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+144(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+152(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+160(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+168(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+176(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+184(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+192(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+200(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+208(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+216(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+224(SB)/8, $0x1000000010000000
-DATA affineChannelsTable<>+232(SB)/8, $0x1000000010000000
-DATA affineChannelsTable<>+240(SB)/8, $0x1000000010000000
-DATA affineChannelsTable<>+248(SB)/8, $0x1000000010000000
-DATA affineChannelsTable<>+256(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+264(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+272(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+280(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+288(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+296(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+304(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+312(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+320(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+328(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+336(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+344(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+352(SB)/8, $0x7fefffffffffffff
-DATA affineChannelsTable<>+360(SB)/8, $0x7fefffffffffffff
-DATA affineChannelsTable<>+368(SB)/8, $0x7fefffffffffffff
-DATA affineChannelsTable<>+376(SB)/8, $0x7fefffffffffffff
-DATA affineChannelsTable<>+384(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+392(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+400(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+408(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+416(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+424(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+432(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+440(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+448(SB)/8, $0x39efffffffffffff
-DATA affineChannelsTable<>+456(SB)/8, $0x39efffffffffffff
-DATA affineChannelsTable<>+464(SB)/8, $0x39efffffffffffff
-DATA affineChannelsTable<>+472(SB)/8, $0x39efffffffffffff
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $480
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -16749,13 +16587,13 @@ channels1:
 	VCVTPS2PD 16(SI), Y6
 	VADDPD Y0, Y5, Y5
 	VADDPD Y0, Y6, Y6
-	VANDPS affineChannelsTable<>+0(SB), Y5, Y7
-	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
-	VANDPS affineChannelsTable<>+0(SB), Y6, Y8
-	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y8, Y8
+	VANDPS constants<>+416(SB), Y5, Y7
+	VCMPPD $0x12, constants<>+0(SB), Y7, Y7
+	VANDPS constants<>+416(SB), Y6, Y8
+	VCMPPD $0x12, constants<>+0(SB), Y8, Y8
 	VSQRTPD Y5, Y5
 	VSQRTPD Y6, Y6
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VMOVUPS constants<>+160(SB), Y14
 	VDIVPD Y5, Y14, Y5
 	VDIVPD Y6, Y14, Y6
 	VANDNPS Y5, Y7, Y5
@@ -16777,9 +16615,9 @@ unwanted3:
 	VCVTPD2PSY Y6, X8
 	VINSERTF128 $1, X8, Y9, Y9
 	VCMPPS $0x12, Y9, Y9, Y10
-	VANDPS affineChannelsTable<>+96(SB), Y9, Y9
-	VCMPPS $0x12, affineChannelsTable<>+128(SB), Y9, Y8
-	VCMPPS $0x1e, affineChannelsTable<>+160(SB), Y9, Y9
+	VANDPS constants<>+192(SB), Y9, Y9
+	VCMPPS $0x12, constants<>+288(SB), Y9, Y8
+	VCMPPS $0x1e, constants<>+576(SB), Y9, Y9
 	VANDPS Y8, Y9, Y9
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
@@ -16797,26 +16635,26 @@ unwanted3:
 	MOVQ channelArgs_a(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y7, (SI)
-	VANDPS affineChannelsTable<>+96(SB), Y7, Y7
-	VCMPPS $0x12, affineChannelsTable<>+192(SB), Y7, Y8
-	VCMPPS $0x1e, affineChannelsTable<>+224(SB), Y7, Y7
+	VANDPS constants<>+192(SB), Y7, Y7
+	VCMPPS $0x12, constants<>+224(SB), Y7, Y8
+	VCMPPS $0x1e, constants<>+256(SB), Y7, Y7
 	VANDPS Y8, Y7, Y7
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
 	VMOVUPS (SI), Y8
-	VANDPS affineChannelsTable<>+96(SB), Y8, Y8
-	VCMPPS $0x12, affineChannelsTable<>+32(SB), Y8, Y8
+	VANDPS constants<>+192(SB), Y8, Y8
+	VCMPPS $0x12, constants<>+0(SB), Y8, Y8
 	VORPS Y8, Y7, Y7
 	VANDPS Y7, Y9, Y9
 	VCVTPD2PSY Y1, X8
 	VCVTPD2PSY Y2, X7
 	VINSERTF128 $1, X7, Y8, Y8
-	VXORPS affineChannelsTable<>+256(SB), Y8, Y7
+	VXORPS constants<>+32(SB), Y8, Y7
 	MOVQ channelArgs_neg(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y7, (SI)
-	VANDPS affineChannelsTable<>+96(SB), Y7, Y7
-	VCMPPS $0x12, affineChannelsTable<>+128(SB), Y7, Y7
+	VANDPS constants<>+192(SB), Y7, Y7
+	VCMPPS $0x12, constants<>+288(SB), Y7, Y7
 	VANDPS Y7, Y9, Y9
 	VCVTPS2PD X8, Y7
 	VEXTRACTF128 $1, Y8, X8
@@ -16840,7 +16678,7 @@ unwanted3:
 	VANDNPS Y10, Y9, Y9
 	VTESTPS Y9, Y9
 	JEQ usual4
-	VMOVUPS affineChannelsTable<>+288(SB), Y9
+	VMOVUPS constants<>+64(SB), Y9
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y1
@@ -16853,69 +16691,69 @@ unwanted3:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y3
 	VMOVUPS 32(SI), Y4
-	VANDPS affineChannelsTable<>+0(SB), Y1, Y1
-	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y1, Y7
+	VANDPS constants<>+416(SB), Y1, Y1
+	VCMPPD $0x1d, constants<>+448(SB), Y1, Y7
 	VCMPPD $0x1d, Y5, Y5, Y8
 	VANDPS Y8, Y7, Y7
-	VCMPPD $0x12, affineChannelsTable<>+352(SB), Y1, Y1
+	VCMPPD $0x12, constants<>+384(SB), Y1, Y1
 	LEAQ channelArgs_close(R14), SI
 	VBROADCASTSD (SI), Y14
 	VCMPPD $0x1d, Y14, Y5, Y8
 	VANDPS Y1, Y8, Y8
 	VANDNPS Y7, Y8, Y7
 	VANDNPS Y9, Y7, Y9
-	VANDPS affineChannelsTable<>+0(SB), Y2, Y2
-	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y2, Y7
+	VANDPS constants<>+416(SB), Y2, Y2
+	VCMPPD $0x1d, constants<>+448(SB), Y2, Y7
 	VCMPPD $0x1d, Y6, Y6, Y8
 	VANDPS Y8, Y7, Y7
-	VCMPPD $0x12, affineChannelsTable<>+352(SB), Y2, Y2
+	VCMPPD $0x12, constants<>+384(SB), Y2, Y2
 	LEAQ channelArgs_close(R14), SI
 	VBROADCASTSD (SI), Y14
 	VCMPPD $0x1d, Y14, Y6, Y8
 	VANDPS Y2, Y8, Y8
 	VANDNPS Y7, Y8, Y7
 	VANDNPS Y9, Y7, Y9
-	VANDPS affineChannelsTable<>+0(SB), Y5, Y7
-	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y7, Y8
+	VANDPS constants<>+416(SB), Y5, Y7
+	VCMPPD $0x1d, constants<>+448(SB), Y7, Y8
 	VANDNPS Y9, Y8, Y9
-	VCMPPD $0x12, affineChannelsTable<>+384(SB), Y7, Y8
-	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
+	VCMPPD $0x12, constants<>+480(SB), Y7, Y8
+	VCMPPD $0x12, constants<>+0(SB), Y7, Y7
 	VANDNPS Y8, Y7, Y8
 	LEAQ channelArgs_precise(R14), SI
 	VBROADCASTSD (SI), Y14
 	VANDNPS Y8, Y14, Y8
 	VANDNPS Y9, Y8, Y9
-	VANDPS affineChannelsTable<>+0(SB), Y6, Y7
-	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y7, Y8
+	VANDPS constants<>+416(SB), Y6, Y7
+	VCMPPD $0x1d, constants<>+448(SB), Y7, Y8
 	VANDNPS Y9, Y8, Y9
-	VCMPPD $0x12, affineChannelsTable<>+384(SB), Y7, Y8
-	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
+	VCMPPD $0x12, constants<>+480(SB), Y7, Y8
+	VCMPPD $0x12, constants<>+0(SB), Y7, Y7
 	VANDNPS Y8, Y7, Y8
 	LEAQ channelArgs_precise(R14), SI
 	VBROADCASTSD (SI), Y14
 	VANDNPS Y8, Y14, Y8
 	VANDNPS Y9, Y8, Y9
-	VANDPS affineChannelsTable<>+0(SB), Y3, Y7
-	VCMPPD $0x1d, affineChannelsTable<>+416(SB), Y7, Y8
+	VANDPS constants<>+416(SB), Y3, Y7
+	VCMPPD $0x1d, constants<>+512(SB), Y7, Y8
 	VANDNPS Y9, Y8, Y9
-	VCMPPD $0x12, affineChannelsTable<>+448(SB), Y7, Y8
-	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
+	VCMPPD $0x12, constants<>+544(SB), Y7, Y8
+	VCMPPD $0x12, constants<>+0(SB), Y7, Y7
 	VANDNPS Y8, Y7, Y8
 	LEAQ channelArgs_precise(R14), SI
 	VBROADCASTSD (SI), Y14
 	VANDNPS Y8, Y14, Y8
 	VANDNPS Y9, Y8, Y9
-	VANDPS affineChannelsTable<>+0(SB), Y4, Y7
-	VCMPPD $0x1d, affineChannelsTable<>+416(SB), Y7, Y8
+	VANDPS constants<>+416(SB), Y4, Y7
+	VCMPPD $0x1d, constants<>+512(SB), Y7, Y8
 	VANDNPS Y9, Y8, Y9
-	VCMPPD $0x12, affineChannelsTable<>+448(SB), Y7, Y8
-	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
+	VCMPPD $0x12, constants<>+544(SB), Y7, Y8
+	VCMPPD $0x12, constants<>+0(SB), Y7, Y7
 	VANDNPS Y8, Y7, Y8
 	LEAQ channelArgs_precise(R14), SI
 	VBROADCASTSD (SI), Y14
 	VANDNPS Y8, Y14, Y8
 	VANDNPS Y9, Y8, Y9
-	VXORPS affineChannelsTable<>+288(SB), Y9, Y9
+	VXORPS constants<>+64(SB), Y9, Y9
 	VTESTPS Y9, Y9
 	JNE unusual2
 usual4:
@@ -16928,71 +16766,6 @@ unusual2:
 	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
 	RET
-DATA backwardChannelsTable<>+0(SB)/8, $0x3880000000000000
-DATA backwardChannelsTable<>+8(SB)/8, $0x3880000000000000
-DATA backwardChannelsTable<>+16(SB)/8, $0x3880000000000000
-DATA backwardChannelsTable<>+24(SB)/8, $0x3880000000000000
-DATA backwardChannelsTable<>+32(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+40(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+48(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+56(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+64(SB)/8, $0x2700000027000000
-DATA backwardChannelsTable<>+72(SB)/8, $0x2700000027000000
-DATA backwardChannelsTable<>+80(SB)/8, $0x2700000027000000
-DATA backwardChannelsTable<>+88(SB)/8, $0x2700000027000000
-DATA backwardChannelsTable<>+96(SB)/8, $0x7100000071000000
-DATA backwardChannelsTable<>+104(SB)/8, $0x7100000071000000
-DATA backwardChannelsTable<>+112(SB)/8, $0x7100000071000000
-DATA backwardChannelsTable<>+120(SB)/8, $0x7100000071000000
-DATA backwardChannelsTable<>+128(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+136(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+144(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+152(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+160(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+168(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+176(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+184(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+192(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+200(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+208(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+216(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+224(SB)/8, $0x3c40000000000000
-DATA backwardChannelsTable<>+232(SB)/8, $0x3c40000000000000
-DATA backwardChannelsTable<>+240(SB)/8, $0x3c40000000000000
-DATA backwardChannelsTable<>+248(SB)/8, $0x3c40000000000000
-DATA backwardChannelsTable<>+256(SB)/8, $0x4620000000000000
-DATA backwardChannelsTable<>+264(SB)/8, $0x4620000000000000
-DATA backwardChannelsTable<>+272(SB)/8, $0x4620000000000000
-DATA backwardChannelsTable<>+280(SB)/8, $0x4620000000000000
-DATA backwardChannelsTable<>+288(SB)/8, $0x43b0000000000000
-DATA backwardChannelsTable<>+296(SB)/8, $0x43b0000000000000
-DATA backwardChannelsTable<>+304(SB)/8, $0x43b0000000000000
-DATA backwardChannelsTable<>+312(SB)/8, $0x43b0000000000000
-DATA backwardChannelsTable<>+320(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+328(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+336(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+344(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+352(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+360(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+368(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+376(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+384(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+392(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+400(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+408(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+416(SB)/8, $0x3cd0000000000000
-DATA backwardChannelsTable<>+424(SB)/8, $0x3cd0000000000000
-DATA backwardChannelsTable<>+432(SB)/8, $0x3cd0000000000000
-DATA backwardChannelsTable<>+440(SB)/8, $0x3cd0000000000000
-DATA backwardChannelsTable<>+448(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+456(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+464(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+472(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+480(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+488(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+496(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+504(SB)/8, $0x386fffffffffffff
-GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $512
 // func backwardChannels(id int, a *channelArgs)
 TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -17003,7 +16776,7 @@ TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	LEAQ channelArgs_count(R14), DI
 	VBROADCASTSD (DI), Y0
 	MOVQ channelArgs_n(R14), DI
-	VMULPD backwardChannelsTable<>+0(SB), Y0, Y13
+	VMULPD constants<>+608(SB), Y0, Y13
 	VCVTPD2PSY Y13, X1
 	VCVTPD2PSY Y13, X13
 	VINSERTF128 $1, X13, Y1, Y1
@@ -17023,7 +16796,7 @@ channels1:
 	VCVTPD2PSY Y4, X10
 	VCVTPD2PSY Y5, X11
 	VINSERTF128 $1, X11, Y10, Y10
-	VANDPS backwardChannelsTable<>+32(SB), Y10, Y10
+	VANDPS constants<>+192(SB), Y10, Y10
 	VCMPPS $0x1e, Y1, Y10, Y12
 	MOVQ channelArgs_dbeta(R14), SI
 	ADDQ BX, SI
@@ -17115,15 +16888,15 @@ divided8:
 	MOVQ channelArgs_k2(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y9, (SI)
-	VANDPS backwardChannelsTable<>+32(SB), Y8, Y8
-	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
+	VANDPS constants<>+192(SB), Y8, Y8
+	VANDPS constants<>+192(SB), Y9, Y9
 	VPMINSD Y9, Y8, Y10
-	VPCMPGTD backwardChannelsTable<>+64(SB), Y10, Y10
+	VPCMPGTD constants<>+640(SB), Y10, Y10
 	VPMAXSD Y9, Y8, Y8
-	VPCMPGTD backwardChannelsTable<>+96(SB), Y8, Y8
+	VPCMPGTD constants<>+288(SB), Y8, Y8
 	VANDNPS Y10, Y8, Y10
 	VANDPS Y10, Y12, Y12
-	VXORPS backwardChannelsTable<>+128(SB), Y12, Y12
+	VXORPS constants<>+64(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JEQ usual9
 	MOVQ channelArgs_sumA(R14), SI
@@ -17135,8 +16908,8 @@ divided8:
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y11
 	VORPS Y10, Y8, Y8
-	VANDPS backwardChannelsTable<>+160(SB), Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y8, Y8
+	VANDPS constants<>+416(SB), Y8, Y8
+	VCMPPD $0x12, constants<>+0(SB), Y8, Y8
 	LEAQ channelArgs_trusted(R14), SI
 	VBROADCASTSD (SI), Y14
 	VCMPPD $0x1d, Y6, Y14, Y10
@@ -17144,8 +16917,8 @@ divided8:
 	VCMPPD $0x1d, Y6, Y6, Y10
 	VANDNPS Y10, Y8, Y8
 	VORPS Y11, Y9, Y9
-	VANDPS backwardChannelsTable<>+160(SB), Y9, Y9
-	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y9, Y9
+	VANDPS constants<>+416(SB), Y9, Y9
+	VCMPPD $0x12, constants<>+0(SB), Y9, Y9
 	LEAQ channelArgs_trusted(R14), SI
 	VBROADCASTSD (SI), Y14
 	VCMPPD $0x1d, Y7, Y14, Y11
@@ -17155,24 +16928,24 @@ divided8:
 	VORPS Y9, Y8, Y13
 	VTESTPS Y13, Y13
 	JEQ everyday10
-	VANDPS backwardChannelsTable<>+160(SB), Y2, Y13
-	VCMPPD $0x1d, backwardChannelsTable<>+224(SB), Y13, Y10
-	VCMPPD $0x12, backwardChannelsTable<>+256(SB), Y13, Y13
+	VANDPS constants<>+416(SB), Y2, Y13
+	VCMPPD $0x1d, constants<>+672(SB), Y13, Y10
+	VCMPPD $0x12, constants<>+704(SB), Y13, Y13
 	VANDPS Y13, Y10, Y10
-	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y6, Y13
+	VCMPPD $0x12, constants<>+736(SB), Y6, Y13
 	VANDPS Y13, Y10, Y10
-	VANDPS backwardChannelsTable<>+160(SB), Y4, Y13
-	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y13, Y13
+	VANDPS constants<>+416(SB), Y4, Y13
+	VCMPPD $0x12, constants<>+0(SB), Y13, Y13
 	VANDPS Y13, Y10, Y10
 	VANDNPS Y8, Y10, Y8
-	VANDPS backwardChannelsTable<>+160(SB), Y3, Y13
-	VCMPPD $0x1d, backwardChannelsTable<>+224(SB), Y13, Y11
-	VCMPPD $0x12, backwardChannelsTable<>+256(SB), Y13, Y13
+	VANDPS constants<>+416(SB), Y3, Y13
+	VCMPPD $0x1d, constants<>+672(SB), Y13, Y11
+	VCMPPD $0x12, constants<>+704(SB), Y13, Y13
 	VANDPS Y13, Y11, Y11
-	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y7, Y13
+	VCMPPD $0x12, constants<>+736(SB), Y7, Y13
 	VANDPS Y13, Y11, Y11
-	VANDPS backwardChannelsTable<>+160(SB), Y5, Y13
-	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y13, Y13
+	VANDPS constants<>+416(SB), Y5, Y13
+	VCMPPD $0x12, constants<>+0(SB), Y13, Y13
 	VANDPS Y13, Y11, Y11
 	VANDNPS Y9, Y11, Y9
 	VCVTPD2PSY Y8, X8
@@ -17181,12 +16954,12 @@ divided8:
 	VANDPS Y8, Y12, Y12
 	VTESTPS Y12, Y12
 	JEQ everyday10
-	VMOVUPS backwardChannelsTable<>+128(SB), Y12
+	VMOVUPS constants<>+64(SB), Y12
 	MOVQ channelArgs_invstd(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMULPD Y6, Y0, Y10
-	VMULPD backwardChannelsTable<>+320(SB), Y10, Y10
+	VMULPD constants<>+768(SB), Y10, Y10
 	LEAQ channelArgs_weight(R14), SI
 	VBROADCASTSD (SI), Y14
 	VCMPPD $0x1d, Y10, Y14, Y7
@@ -17196,17 +16969,17 @@ divided8:
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y9
-	VANDPS backwardChannelsTable<>+160(SB), Y8, Y8
-	VANDPS backwardChannelsTable<>+160(SB), Y9, Y9
+	VANDPS constants<>+416(SB), Y8, Y8
+	VANDPS constants<>+416(SB), Y9, Y9
 	VCMPPD $0x1d, Y10, Y8, Y10
 	VADDPD Y9, Y8, Y11
-	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y11, Y8
+	VCMPPD $0x12, constants<>+0(SB), Y11, Y8
 	VANDPS Y8, Y7, Y7
 	VORPS Y7, Y10, Y10
-	VMULPD backwardChannelsTable<>+320(SB), Y0, Y14
+	VMULPD constants<>+768(SB), Y0, Y14
 	VCMPPD $0x1d, Y14, Y9, Y9
 	VORPS Y9, Y10, Y10
-	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y11, Y11
+	VCMPPD $0x12, constants<>+384(SB), Y11, Y11
 	VANDPS Y11, Y10, Y10
 	VCMPPD $0x1d, Y6, Y6, Y11
 	LEAQ channelArgs_settled(R14), SI
@@ -17218,7 +16991,7 @@ divided8:
 	ADDQ BX, SI
 	VMOVUPS 32(SI), Y6
 	VMULPD Y6, Y0, Y10
-	VMULPD backwardChannelsTable<>+320(SB), Y10, Y10
+	VMULPD constants<>+768(SB), Y10, Y10
 	LEAQ channelArgs_weight(R14), SI
 	VBROADCASTSD (SI), Y14
 	VCMPPD $0x1d, Y10, Y14, Y7
@@ -17228,17 +17001,17 @@ divided8:
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
 	VMOVUPS 32(SI), Y9
-	VANDPS backwardChannelsTable<>+160(SB), Y8, Y8
-	VANDPS backwardChannelsTable<>+160(SB), Y9, Y9
+	VANDPS constants<>+416(SB), Y8, Y8
+	VANDPS constants<>+416(SB), Y9, Y9
 	VCMPPD $0x1d, Y10, Y8, Y10
 	VADDPD Y9, Y8, Y11
-	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y11, Y8
+	VCMPPD $0x12, constants<>+0(SB), Y11, Y8
 	VANDPS Y8, Y7, Y7
 	VORPS Y7, Y10, Y10
-	VMULPD backwardChannelsTable<>+320(SB), Y0, Y14
+	VMULPD constants<>+768(SB), Y0, Y14
 	VCMPPD $0x1d, Y14, Y9, Y9
 	VORPS Y9, Y10, Y10
-	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y11, Y11
+	VCMPPD $0x12, constants<>+384(SB), Y11, Y11
 	VANDPS Y11, Y10, Y10
 	VCMPPD $0x1d, Y6, Y6, Y11
 	LEAQ channelArgs_settled(R14), SI
@@ -17246,46 +17019,46 @@ divided8:
 	VANDNPS Y11, Y14, Y11
 	VANDNPS Y11, Y10, Y10
 	VANDNPS Y12, Y10, Y12
-	VANDPS backwardChannelsTable<>+160(SB), Y2, Y10
-	VANDPS backwardChannelsTable<>+160(SB), Y4, Y6
-	VCMPPD $0x1d, backwardChannelsTable<>+384(SB), Y10, Y9
+	VANDPS constants<>+416(SB), Y2, Y10
+	VANDPS constants<>+416(SB), Y4, Y6
+	VCMPPD $0x1d, constants<>+448(SB), Y10, Y9
 	VANDNPS Y12, Y9, Y12
-	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y10, Y8
-	VCMPPD $0x1d, backwardChannelsTable<>+384(SB), Y6, Y9
+	VCMPPD $0x12, constants<>+800(SB), Y10, Y8
+	VCMPPD $0x1d, constants<>+448(SB), Y6, Y9
 	VANDNPS Y12, Y9, Y12
-	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y6, Y9
+	VCMPPD $0x12, constants<>+800(SB), Y6, Y9
 	VORPS Y9, Y8, Y8
-	VANDPS backwardChannelsTable<>+160(SB), Y3, Y11
-	VANDPS backwardChannelsTable<>+160(SB), Y5, Y7
-	VCMPPD $0x1d, backwardChannelsTable<>+384(SB), Y11, Y9
+	VANDPS constants<>+416(SB), Y3, Y11
+	VANDPS constants<>+416(SB), Y5, Y7
+	VCMPPD $0x1d, constants<>+448(SB), Y11, Y9
 	VANDNPS Y12, Y9, Y12
-	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y11, Y9
+	VCMPPD $0x12, constants<>+800(SB), Y11, Y9
 	VORPS Y9, Y8, Y8
-	VCMPPD $0x1d, backwardChannelsTable<>+384(SB), Y7, Y9
+	VCMPPD $0x1d, constants<>+448(SB), Y7, Y9
 	VANDNPS Y12, Y9, Y12
-	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y7, Y9
+	VCMPPD $0x12, constants<>+800(SB), Y7, Y9
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
 	JEQ large11
 	VXORPS Y8, Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y10, Y9
-	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y10, Y14
+	VCMPPD $0x12, constants<>+0(SB), Y10, Y9
+	VCMPPD $0x12, constants<>+800(SB), Y10, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y6, Y9
+	VCMPPD $0x12, constants<>+0(SB), Y6, Y9
 	VANDPS Y4, Y9, Y14
 	VORPS Y14, Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y6, Y14
+	VCMPPD $0x12, constants<>+800(SB), Y6, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y11, Y9
-	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y11, Y14
+	VCMPPD $0x12, constants<>+0(SB), Y11, Y9
+	VCMPPD $0x12, constants<>+800(SB), Y11, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y7, Y9
+	VCMPPD $0x12, constants<>+0(SB), Y7, Y9
 	VANDPS Y5, Y9, Y14
 	VORPS Y14, Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y7, Y14
+	VCMPPD $0x12, constants<>+800(SB), Y7, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
@@ -17294,44 +17067,44 @@ divided8:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8
 	VMOVUPS 32(SI), Y9
-	VANDPS backwardChannelsTable<>+160(SB), Y8, Y8
-	VANDPS backwardChannelsTable<>+160(SB), Y9, Y9
+	VANDPS constants<>+416(SB), Y8, Y8
+	VANDPS constants<>+416(SB), Y9, Y9
 	VMULPD Y0, Y8, Y8
 	VMULPD Y0, Y9, Y9
 	MOVQ channelArgs_dbeta(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	VANDPS backwardChannelsTable<>+160(SB), Y6, Y6
-	VMULPD backwardChannelsTable<>+448(SB), Y6, Y6
+	VANDPS constants<>+416(SB), Y6, Y6
+	VMULPD constants<>+832(SB), Y6, Y6
 	VCMPPD $0x1d, Y8, Y6, Y8
-	VANDPS backwardChannelsTable<>+160(SB), Y4, Y6
-	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y6, Y6
+	VANDPS constants<>+416(SB), Y4, Y6
+	VCMPPD $0x12, constants<>+800(SB), Y6, Y6
 	VANDPS Y6, Y8, Y8
 	VANDNPS Y4, Y8, Y4
-	VANDPS backwardChannelsTable<>+160(SB), Y4, Y6
-	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y10, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+480(SB), Y10, Y10
+	VANDPS constants<>+416(SB), Y4, Y6
+	VCMPPD $0x12, constants<>+0(SB), Y10, Y8
+	VCMPPD $0x12, constants<>+864(SB), Y10, Y10
 	VANDNPS Y10, Y8, Y10
 	VANDNPS Y12, Y10, Y12
-	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y6, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+480(SB), Y6, Y6
+	VCMPPD $0x12, constants<>+0(SB), Y6, Y8
+	VCMPPD $0x12, constants<>+864(SB), Y6, Y6
 	VANDNPS Y6, Y8, Y6
 	VANDNPS Y12, Y6, Y12
-	VANDPS backwardChannelsTable<>+160(SB), Y7, Y7
-	VMULPD backwardChannelsTable<>+448(SB), Y7, Y7
+	VANDPS constants<>+416(SB), Y7, Y7
+	VMULPD constants<>+832(SB), Y7, Y7
 	VCMPPD $0x1d, Y9, Y7, Y9
-	VANDPS backwardChannelsTable<>+160(SB), Y5, Y7
-	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y7, Y7
+	VANDPS constants<>+416(SB), Y5, Y7
+	VCMPPD $0x12, constants<>+800(SB), Y7, Y7
 	VANDPS Y7, Y9, Y9
 	VANDNPS Y5, Y9, Y5
-	VANDPS backwardChannelsTable<>+160(SB), Y5, Y7
-	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y11, Y9
-	VCMPPD $0x12, backwardChannelsTable<>+480(SB), Y11, Y11
+	VANDPS constants<>+416(SB), Y5, Y7
+	VCMPPD $0x12, constants<>+0(SB), Y11, Y9
+	VCMPPD $0x12, constants<>+864(SB), Y11, Y11
 	VANDNPS Y11, Y9, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y7, Y9
-	VCMPPD $0x12, backwardChannelsTable<>+480(SB), Y7, Y7
+	VCMPPD $0x12, constants<>+0(SB), Y7, Y9
+	VCMPPD $0x12, constants<>+864(SB), Y7, Y7
 	VANDNPS Y7, Y9, Y7
 	VANDNPS Y12, Y7, Y12
 large11:
@@ -17346,11 +17119,11 @@ everyday10:
 	MOVQ channelArgs_k2(R14), SI
 	ADDQ CX, SI
 	VMOVUPS (SI), Y10
-	VADDPS backwardChannelsTable<>+192(SB), Y10, Y10
+	VADDPS constants<>+0(SB), Y10, Y10
 	VMOVUPS Y10, (SI)
-	VMOVUPS backwardChannelsTable<>+128(SB), Y12
+	VMOVUPS constants<>+64(SB), Y12
 looked12:
-	VXORPS backwardChannelsTable<>+128(SB), Y12, Y12
+	VXORPS constants<>+64(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JNE unusual2
 usual9:
@@ -17398,23 +17171,6 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
-DATA stripChannelsTable<>+0(SB)/8, $0x8000000080000000
-DATA stripChannelsTable<>+8(SB)/8, $0x8000000080000000
-DATA stripChannelsTable<>+16(SB)/8, $0x8000000080000000
-DATA stripChannelsTable<>+24(SB)/8, $0x8000000080000000
-DATA stripChannelsTable<>+32(SB)/8, $0x7fffffff7fffffff
-DATA stripChannelsTable<>+40(SB)/8, $0x7fffffff7fffffff
-DATA stripChannelsTable<>+48(SB)/8, $0x7fffffff7fffffff
-DATA stripChannelsTable<>+56(SB)/8, $0x7fffffff7fffffff
-DATA stripChannelsTable<>+64(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+72(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+80(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+88(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+96(SB)/8, $0x4630000000000001
-DATA stripChannelsTable<>+104(SB)/8, $0x4630000000000001
-DATA stripChannelsTable<>+112(SB)/8, $0x4630000000000001
-DATA stripChannelsTable<>+120(SB)/8, $0x4630000000000001
-GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $128
 // func stripChannels(id int, a *channelArgs)
 TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -17488,7 +17244,7 @@ divided10:
 	VCVTPD2PSY Y3, X3
 	VCVTPD2PSY Y4, X4
 	VINSERTF128 $1, X4, Y3, Y3
-	VXORPS stripChannelsTable<>+0(SB), Y3, Y3
+	VXORPS constants<>+32(SB), Y3, Y3
 	VSUBPS Y3, Y3, Y4
 	VCMPPS $0x12, Y4, Y4, Y4
 	VANDPS Y4, Y3, Y3
@@ -17536,8 +17292,8 @@ row13:
 	JNE row13
 done14:
 	VCMPPS $0x1e, Y11, Y1, Y12
-	VANDPS stripChannelsTable<>+32(SB), Y0, Y4
-	VCMPPS $0x12, stripChannelsTable<>+64(SB), Y4, Y4
+	VANDPS constants<>+192(SB), Y0, Y4
+	VCMPPS $0x12, constants<>+96(SB), Y4, Y4
 	VANDPS Y4, Y12, Y12
 	VTESTPS Y12, Y12
 	JEQ summed2
@@ -17656,9 +17412,9 @@ divided20:
 	VBROADCASTSD (DI), Y14
 	VADDPD Y14, Y0, Y0
 	VADDPD Y14, Y1, Y1
-	VCMPPD $0x1d, stripChannelsTable<>+96(SB), Y0, Y0
+	VCMPPD $0x1d, constants<>+448(SB), Y0, Y0
 	VANDPS Y0, Y3, Y3
-	VCMPPD $0x1d, stripChannelsTable<>+96(SB), Y1, Y1
+	VCMPPD $0x1d, constants<>+448(SB), Y1, Y1
 	VANDPS Y1, Y4, Y4
 	VCVTPD2PSY Y3, X2
 	VCVTPD2PSY Y4, X12
@@ -17683,7 +17439,7 @@ settled3:
 	VCVTPD2PSY Y7, X7
 	VCVTPD2PSY Y8, X8
 	VINSERTF128 $1, X8, Y7, Y7
-	VXORPS stripChannelsTable<>+0(SB), Y7, Y7
+	VXORPS constants<>+32(SB), Y7, Y7
 	VSUBPS Y7, Y7, Y8
 	VCMPPS $0x12, Y8, Y8, Y8
 	VANDPS Y8, Y7, Y7
@@ -17818,47 +17574,6 @@ unusual2:
 	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
 	RET
-DATA records64ChannelsTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA records64ChannelsTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA records64ChannelsTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA records64ChannelsTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA records64ChannelsTable<>+32(SB)/8, $0x7effffff7effffff
-DATA records64ChannelsTable<>+40(SB)/8, $0x7effffff7effffff
-DATA records64ChannelsTable<>+48(SB)/8, $0x7effffff7effffff
-DATA records64ChannelsTable<>+56(SB)/8, $0x7effffff7effffff
-DATA records64ChannelsTable<>+64(SB)/8, $0xffffffffffffffff
-DATA records64ChannelsTable<>+72(SB)/8, $0xffffffffffffffff
-DATA records64ChannelsTable<>+80(SB)/8, $0xffffffffffffffff
-DATA records64ChannelsTable<>+88(SB)/8, $0xffffffffffffffff
-DATA records64ChannelsTable<>+96(SB)/8, $0x7fffffffffffffff
-DATA records64ChannelsTable<>+104(SB)/8, $0x7fffffffffffffff
-DATA records64ChannelsTable<>+112(SB)/8, $0x7fffffffffffffff
-DATA records64ChannelsTable<>+120(SB)/8, $0x7fffffffffffffff
-DATA records64ChannelsTable<>+128(SB)/8, $0x39efffffffffffff
-DATA records64ChannelsTable<>+136(SB)/8, $0x39efffffffffffff
-DATA records64ChannelsTable<>+144(SB)/8, $0x39efffffffffffff
-DATA records64ChannelsTable<>+152(SB)/8, $0x39efffffffffffff
-DATA records64ChannelsTable<>+160(SB)/8, $0x4770000000000001
-DATA records64ChannelsTable<>+168(SB)/8, $0x4770000000000001
-DATA records64ChannelsTable<>+176(SB)/8, $0x4770000000000001
-DATA records64ChannelsTable<>+184(SB)/8, $0x4770000000000001
-DATA records64ChannelsTable<>+192(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+200(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+208(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+216(SB)/8, $0x0000000100000001
-DATA records64ChannelsTable<>+224(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+232(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+240(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+248(SB)/8, $0x3fe0000000000000
-DATA records64ChannelsTable<>+256(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+264(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+272(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+280(SB)/8, $0x0000000000000000
-DATA records64ChannelsTable<>+288(SB)/8, $0x0000000000000001
-DATA records64ChannelsTable<>+296(SB)/8, $0x0000000000000001
-DATA records64ChannelsTable<>+304(SB)/8, $0x0000000000000001
-DATA records64ChannelsTable<>+312(SB)/8, $0x0000000000000001
-GLOBL records64ChannelsTable<>(SB), RODATA|NOPTR, $320
 // func records64Channels(id int, a *channelArgs)
 TEXT ·records64Channels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -17872,12 +17587,12 @@ channels1:
 	MOVQ channelArgs_b(R14), SI
 	ADDQ CX, SI
 	VMOVUPS (SI), Y4
-	VANDPS records64ChannelsTable<>+0(SB), Y4, Y4
-	VCMPPS $0x1e, records64ChannelsTable<>+32(SB), Y4, Y10
+	VANDPS constants<>+192(SB), Y4, Y4
+	VCMPPS $0x1e, constants<>+896(SB), Y4, Y10
 	VTESTPS Y10, Y10
 	JEQ usual3
 	VXORPS Y10, Y10, Y10
-	VXORPS records64ChannelsTable<>+64(SB), Y10, Y10
+	VXORPS constants<>+64(SB), Y10, Y10
 	VTESTPS Y10, Y10
 	JNE unusual2
 usual3:
@@ -17893,16 +17608,16 @@ usual3:
 	ADDQ CX, SI
 	VCVTPS2PD (SI), Y0
 	VCVTPS2PD 16(SI), Y1
-	VANDPS records64ChannelsTable<>+96(SB), Y2, Y4
-	VCMPPD $0x12, records64ChannelsTable<>+128(SB), Y4, Y5
-	VCMPPD $0x1d, records64ChannelsTable<>+160(SB), Y4, Y4
+	VANDPS constants<>+416(SB), Y2, Y4
+	VCMPPD $0x12, constants<>+544(SB), Y4, Y5
+	VCMPPD $0x1d, constants<>+512(SB), Y4, Y4
 	VORPS Y4, Y5, Y5
 	VANDPS Y2, Y5, Y4
 	VANDNPS Y0, Y5, Y0
 	VORPS Y4, Y0, Y0
-	VANDPS records64ChannelsTable<>+96(SB), Y3, Y4
-	VCMPPD $0x12, records64ChannelsTable<>+128(SB), Y4, Y5
-	VCMPPD $0x1d, records64ChannelsTable<>+160(SB), Y4, Y4
+	VANDPS constants<>+416(SB), Y3, Y4
+	VCMPPD $0x12, constants<>+544(SB), Y4, Y5
+	VCMPPD $0x1d, constants<>+512(SB), Y4, Y4
 	VORPS Y4, Y5, Y5
 	VANDPS Y3, Y5, Y4
 	VANDNPS Y1, Y5, Y1
@@ -17931,7 +17646,7 @@ usual3:
 	VPCMPGTD Y8, Y9, Y4
 	VPADDD Y4, Y4, Y9
 	VPADDD Y8, Y9, Y9
-	VPADDD records64ChannelsTable<>+192(SB), Y9, Y9
+	VPADDD constants<>+928(SB), Y9, Y9
 	VCVTPS2PD X8, Y2
 	VEXTRACTF128 $1, Y8, X3
 	VCVTPS2PD X3, Y3
@@ -17940,8 +17655,8 @@ usual3:
 	VCVTPS2PD X7, Y7
 	VADDPD Y2, Y6, Y6
 	VADDPD Y3, Y7, Y7
-	VMULPD records64ChannelsTable<>+224(SB), Y6, Y6
-	VMULPD records64ChannelsTable<>+224(SB), Y7, Y7
+	VMULPD constants<>+960(SB), Y6, Y6
+	VMULPD constants<>+960(SB), Y7, Y7
 	VCVTPD2PSY Y6, X9
 	VCVTPD2PSY Y7, X5
 	VINSERTF128 $1, X5, Y9, Y9
@@ -17949,15 +17664,15 @@ usual3:
 	VEXTRACTF128 $1, Y9, X5
 	VCVTPS2PD X5, Y5
 	VCMPPD $0x12, Y2, Y4, Y4
-	VCMPPD $0x12, records64ChannelsTable<>+256(SB), Y6, Y0
+	VCMPPD $0x12, constants<>+0(SB), Y6, Y0
 	VPADDQ Y0, Y0, Y0
-	VPADDQ records64ChannelsTable<>+288(SB), Y0, Y0
+	VPADDQ constants<>+992(SB), Y0, Y0
 	VANDPS Y4, Y0, Y0
 	VPADDQ Y0, Y6, Y6
 	VCMPPD $0x12, Y3, Y5, Y5
-	VCMPPD $0x12, records64ChannelsTable<>+256(SB), Y7, Y0
+	VCMPPD $0x12, constants<>+0(SB), Y7, Y0
 	VPADDQ Y0, Y0, Y0
-	VPADDQ records64ChannelsTable<>+288(SB), Y0, Y0
+	VPADDQ constants<>+992(SB), Y0, Y0
 	VANDPS Y5, Y0, Y0
 	VPADDQ Y0, Y7, Y7
 	VMOVUPS Y6, 64(DI)
@@ -17972,11 +17687,6 @@ unusual2:
 	MOVQ R8, channelArgs_n(R14)
 	VZEROUPPER
 	RET
-DATA tinyChannelsTable<>+0(SB)/8, $0x7f8000007f800000
-DATA tinyChannelsTable<>+8(SB)/8, $0x7f8000007f800000
-DATA tinyChannelsTable<>+16(SB)/8, $0x7f8000007f800000
-DATA tinyChannelsTable<>+24(SB)/8, $0x7f8000007f800000
-GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $32
 // func tinyChannels(id int, a *channelArgs)
 TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
@@ -18011,7 +17721,7 @@ channels2:
 	VXORPS Y4, Y4, Y4
 	VANDPS (CX), Y0, Y3
 	VCMPPS $0x12, Y3, Y2, Y5
-	VMOVUPS tinyChannelsTable<>+0(SB), Y14
+	VMOVUPS constants<>+1024(SB), Y14
 	VCMPPS $0x1e, Y3, Y14, Y14
 	VANDPS Y14, Y5, Y5
 	VPMAXSD Y3, Y4, Y4
@@ -18086,19 +17796,10 @@ TEXT ·actLeakyReLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VCMPPS $0x1e, Y7, Y5, Y7
 	VBLENDVPS Y7, Y5, Y6, Y5
 	RET
-DATA actLeakyReLUSlopeTable<>+0(SB)/8, $0x0000000000000000
-DATA actLeakyReLUSlopeTable<>+8(SB)/8, $0x0000000000000000
-DATA actLeakyReLUSlopeTable<>+16(SB)/8, $0x0000000000000000
-DATA actLeakyReLUSlopeTable<>+24(SB)/8, $0x0000000000000000
-DATA actLeakyReLUSlopeTable<>+32(SB)/8, $0x3f8000003f800000
-DATA actLeakyReLUSlopeTable<>+40(SB)/8, $0x3f8000003f800000
-DATA actLeakyReLUSlopeTable<>+48(SB)/8, $0x3f8000003f800000
-DATA actLeakyReLUSlopeTable<>+56(SB)/8, $0x3f8000003f800000
-GLOBL actLeakyReLUSlopeTable<>(SB), RODATA|NOPTR, $64
 TEXT ·actLeakyReLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS actLeakyReLUSlopeTable<>+0(SB), Y14
+	VMOVUPS constants<>+0(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y2
-	VMOVUPS actLeakyReLUSlopeTable<>+32(SB), Y13
+	VMOVUPS constants<>+1056(SB), Y13
 	VBROADCASTSS 392(R14), Y12
 	VBLENDVPS Y2, Y13, Y12, Y2
 	VCMPPS $0x1e, Y14, Y3, Y3
@@ -18120,17 +17821,12 @@ TEXT ·actClipValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMAXPS Y5, Y14, Y5
 	VMINPS Y5, Y13, Y5
 	RET
-DATA actClipSlopeTable<>+0(SB)/8, $0x3f8000003f800000
-DATA actClipSlopeTable<>+8(SB)/8, $0x3f8000003f800000
-DATA actClipSlopeTable<>+16(SB)/8, $0x3f8000003f800000
-DATA actClipSlopeTable<>+24(SB)/8, $0x3f8000003f800000
-GLOBL actClipSlopeTable<>(SB), RODATA|NOPTR, $32
 TEXT ·actClipSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VBROADCASTSS 392(R14), Y14
 	VCMPPS $0x1e, Y14, Y2, Y6
 	VBROADCASTSS 396(R14), Y13
 	VCMPPS $0x1e, Y2, Y13, Y2
-	VMOVUPS actClipSlopeTable<>+0(SB), Y12
+	VMOVUPS constants<>+1056(SB), Y12
 	VANDPS Y12, Y6, Y6
 	VANDPS Y2, Y6, Y2
 	VCMPPS $0x1e, Y14, Y3, Y6
@@ -18146,31 +17842,14 @@ TEXT ·actClipSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y12, Y6, Y6
 	VANDPS Y5, Y6, Y5
 	RET
-DATA actHardSigmoidValueTable<>+0(SB)/8, $0xc0400000c0400000
-DATA actHardSigmoidValueTable<>+8(SB)/8, $0xc0400000c0400000
-DATA actHardSigmoidValueTable<>+16(SB)/8, $0xc0400000c0400000
-DATA actHardSigmoidValueTable<>+24(SB)/8, $0xc0400000c0400000
-DATA actHardSigmoidValueTable<>+32(SB)/8, $0x4040000040400000
-DATA actHardSigmoidValueTable<>+40(SB)/8, $0x4040000040400000
-DATA actHardSigmoidValueTable<>+48(SB)/8, $0x4040000040400000
-DATA actHardSigmoidValueTable<>+56(SB)/8, $0x4040000040400000
-DATA actHardSigmoidValueTable<>+64(SB)/8, $0x40c0000040c00000
-DATA actHardSigmoidValueTable<>+72(SB)/8, $0x40c0000040c00000
-DATA actHardSigmoidValueTable<>+80(SB)/8, $0x40c0000040c00000
-DATA actHardSigmoidValueTable<>+88(SB)/8, $0x40c0000040c00000
-DATA actHardSigmoidValueTable<>+96(SB)/8, $0x3e2aaaab3e2aaaab
-DATA actHardSigmoidValueTable<>+104(SB)/8, $0x3e2aaaab3e2aaaab
-DATA actHardSigmoidValueTable<>+112(SB)/8, $0x3e2aaaab3e2aaaab
-DATA actHardSigmoidValueTable<>+120(SB)/8, $0x3e2aaaab3e2aaaab
-GLOBL actHardSigmoidValueTable<>(SB), RODATA|NOPTR, $128
 TEXT ·actHardSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS actHardSigmoidValueTable<>+0(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VMAXPS Y2, Y14, Y2
-	VMOVUPS actHardSigmoidValueTable<>+32(SB), Y13
+	VMOVUPS constants<>+1120(SB), Y13
 	VADDPS Y13, Y2, Y2
-	VMOVUPS actHardSigmoidValueTable<>+64(SB), Y12
+	VMOVUPS constants<>+1152(SB), Y12
 	VMINPS Y2, Y12, Y2
-	VMOVUPS actHardSigmoidValueTable<>+96(SB), Y11
+	VMOVUPS constants<>+1184(SB), Y11
 	VMULPS Y11, Y2, Y2
 	VMAXPS Y3, Y14, Y3
 	VADDPS Y13, Y3, Y3
@@ -18185,25 +17864,12 @@ TEXT ·actHardSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMINPS Y5, Y12, Y5
 	VMULPS Y11, Y5, Y5
 	RET
-DATA actHardSigmoidSlopeTable<>+0(SB)/8, $0xc0400000c0400000
-DATA actHardSigmoidSlopeTable<>+8(SB)/8, $0xc0400000c0400000
-DATA actHardSigmoidSlopeTable<>+16(SB)/8, $0xc0400000c0400000
-DATA actHardSigmoidSlopeTable<>+24(SB)/8, $0xc0400000c0400000
-DATA actHardSigmoidSlopeTable<>+32(SB)/8, $0x4040000040400000
-DATA actHardSigmoidSlopeTable<>+40(SB)/8, $0x4040000040400000
-DATA actHardSigmoidSlopeTable<>+48(SB)/8, $0x4040000040400000
-DATA actHardSigmoidSlopeTable<>+56(SB)/8, $0x4040000040400000
-DATA actHardSigmoidSlopeTable<>+64(SB)/8, $0x3e2aaaab3e2aaaab
-DATA actHardSigmoidSlopeTable<>+72(SB)/8, $0x3e2aaaab3e2aaaab
-DATA actHardSigmoidSlopeTable<>+80(SB)/8, $0x3e2aaaab3e2aaaab
-DATA actHardSigmoidSlopeTable<>+88(SB)/8, $0x3e2aaaab3e2aaaab
-GLOBL actHardSigmoidSlopeTable<>(SB), RODATA|NOPTR, $96
 TEXT ·actHardSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS actHardSigmoidSlopeTable<>+0(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y6
-	VMOVUPS actHardSigmoidSlopeTable<>+32(SB), Y13
+	VMOVUPS constants<>+1120(SB), Y13
 	VCMPPS $0x1e, Y2, Y13, Y2
-	VMOVUPS actHardSigmoidSlopeTable<>+64(SB), Y12
+	VMOVUPS constants<>+1184(SB), Y12
 	VANDPS Y12, Y6, Y6
 	VANDPS Y6, Y2, Y2
 	VCMPPS $0x1e, Y14, Y3, Y6
@@ -18219,31 +17885,14 @@ TEXT ·actHardSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y12, Y6, Y6
 	VANDPS Y6, Y5, Y5
 	RET
-DATA actHardSwishValueTable<>+0(SB)/8, $0xc0400000c0400000
-DATA actHardSwishValueTable<>+8(SB)/8, $0xc0400000c0400000
-DATA actHardSwishValueTable<>+16(SB)/8, $0xc0400000c0400000
-DATA actHardSwishValueTable<>+24(SB)/8, $0xc0400000c0400000
-DATA actHardSwishValueTable<>+32(SB)/8, $0x4040000040400000
-DATA actHardSwishValueTable<>+40(SB)/8, $0x4040000040400000
-DATA actHardSwishValueTable<>+48(SB)/8, $0x4040000040400000
-DATA actHardSwishValueTable<>+56(SB)/8, $0x4040000040400000
-DATA actHardSwishValueTable<>+64(SB)/8, $0x40c0000040c00000
-DATA actHardSwishValueTable<>+72(SB)/8, $0x40c0000040c00000
-DATA actHardSwishValueTable<>+80(SB)/8, $0x40c0000040c00000
-DATA actHardSwishValueTable<>+88(SB)/8, $0x40c0000040c00000
-DATA actHardSwishValueTable<>+96(SB)/8, $0x3e2aaaab3e2aaaab
-DATA actHardSwishValueTable<>+104(SB)/8, $0x3e2aaaab3e2aaaab
-DATA actHardSwishValueTable<>+112(SB)/8, $0x3e2aaaab3e2aaaab
-DATA actHardSwishValueTable<>+120(SB)/8, $0x3e2aaaab3e2aaaab
-GLOBL actHardSwishValueTable<>(SB), RODATA|NOPTR, $128
 TEXT ·actHardSwishValue<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS actHardSwishValueTable<>+0(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VMAXPS Y2, Y14, Y2
-	VMOVUPS actHardSwishValueTable<>+32(SB), Y13
+	VMOVUPS constants<>+1120(SB), Y13
 	VADDPS Y13, Y2, Y6
-	VMOVUPS actHardSwishValueTable<>+64(SB), Y12
+	VMOVUPS constants<>+1152(SB), Y12
 	VMINPS Y6, Y12, Y6
-	VMOVUPS actHardSwishValueTable<>+96(SB), Y11
+	VMOVUPS constants<>+1184(SB), Y11
 	VMULPS Y11, Y6, Y6
 	VMULPS Y2, Y6, Y2
 	VMAXPS Y3, Y14, Y3
@@ -18262,37 +17911,16 @@ TEXT ·actHardSwishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMULPS Y11, Y6, Y6
 	VMULPS Y5, Y6, Y5
 	RET
-DATA actHardSwishSlopeTable<>+0(SB)/8, $0x3eaaaaab3eaaaaab
-DATA actHardSwishSlopeTable<>+8(SB)/8, $0x3eaaaaab3eaaaaab
-DATA actHardSwishSlopeTable<>+16(SB)/8, $0x3eaaaaab3eaaaaab
-DATA actHardSwishSlopeTable<>+24(SB)/8, $0x3eaaaaab3eaaaaab
-DATA actHardSwishSlopeTable<>+32(SB)/8, $0x3f0000003f000000
-DATA actHardSwishSlopeTable<>+40(SB)/8, $0x3f0000003f000000
-DATA actHardSwishSlopeTable<>+48(SB)/8, $0x3f0000003f000000
-DATA actHardSwishSlopeTable<>+56(SB)/8, $0x3f0000003f000000
-DATA actHardSwishSlopeTable<>+64(SB)/8, $0x4040000040400000
-DATA actHardSwishSlopeTable<>+72(SB)/8, $0x4040000040400000
-DATA actHardSwishSlopeTable<>+80(SB)/8, $0x4040000040400000
-DATA actHardSwishSlopeTable<>+88(SB)/8, $0x4040000040400000
-DATA actHardSwishSlopeTable<>+96(SB)/8, $0x3f8000003f800000
-DATA actHardSwishSlopeTable<>+104(SB)/8, $0x3f8000003f800000
-DATA actHardSwishSlopeTable<>+112(SB)/8, $0x3f8000003f800000
-DATA actHardSwishSlopeTable<>+120(SB)/8, $0x3f8000003f800000
-DATA actHardSwishSlopeTable<>+128(SB)/8, $0xc0400000c0400000
-DATA actHardSwishSlopeTable<>+136(SB)/8, $0xc0400000c0400000
-DATA actHardSwishSlopeTable<>+144(SB)/8, $0xc0400000c0400000
-DATA actHardSwishSlopeTable<>+152(SB)/8, $0xc0400000c0400000
-GLOBL actHardSwishSlopeTable<>(SB), RODATA|NOPTR, $160
 TEXT ·actHardSwishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS actHardSwishSlopeTable<>+0(SB), Y14
+	VMOVUPS constants<>+1216(SB), Y14
 	VMULPS Y14, Y2, Y6
-	VMOVUPS actHardSwishSlopeTable<>+32(SB), Y13
+	VMOVUPS constants<>+1248(SB), Y13
 	VADDPS Y13, Y6, Y6
-	VMOVUPS actHardSwishSlopeTable<>+64(SB), Y12
+	VMOVUPS constants<>+1120(SB), Y12
 	VCMPPS $0x12, Y12, Y2, Y7
-	VMOVUPS actHardSwishSlopeTable<>+96(SB), Y11
+	VMOVUPS constants<>+1056(SB), Y11
 	VBLENDVPS Y7, Y6, Y11, Y7
-	VMOVUPS actHardSwishSlopeTable<>+128(SB), Y10
+	VMOVUPS constants<>+1088(SB), Y10
 	VCMPPS $0x12, Y2, Y10, Y2
 	VANDPS Y7, Y2, Y2
 	VMULPS Y14, Y3, Y6
@@ -18314,149 +17942,12 @@ TEXT ·actHardSwishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VCMPPS $0x12, Y5, Y10, Y5
 	VANDPS Y7, Y5, Y5
 	RET
-DATA actSigmoidValueTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA actSigmoidValueTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA actSigmoidValueTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA actSigmoidValueTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA actSigmoidValueTable<>+32(SB)/8, $0x40ab333340ab3333
-DATA actSigmoidValueTable<>+40(SB)/8, $0x40ab333340ab3333
-DATA actSigmoidValueTable<>+48(SB)/8, $0x40ab333340ab3333
-DATA actSigmoidValueTable<>+56(SB)/8, $0x40ab333340ab3333
-DATA actSigmoidValueTable<>+64(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+72(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+80(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+88(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+96(SB)/8, $0x3fb333333fb33333
-DATA actSigmoidValueTable<>+104(SB)/8, $0x3fb333333fb33333
-DATA actSigmoidValueTable<>+112(SB)/8, $0x3fb333333fb33333
-DATA actSigmoidValueTable<>+120(SB)/8, $0x3fb333333fb33333
-DATA actSigmoidValueTable<>+128(SB)/8, $0x4b4000004b400000
-DATA actSigmoidValueTable<>+136(SB)/8, $0x4b4000004b400000
-DATA actSigmoidValueTable<>+144(SB)/8, $0x4b4000004b400000
-DATA actSigmoidValueTable<>+152(SB)/8, $0x4b4000004b400000
-DATA actSigmoidValueTable<>+160(SB)/8, $0x3f42a90f3e03b07b
-DATA actSigmoidValueTable<>+168(SB)/8, $0x400b572a3fb52502
-DATA actSigmoidValueTable<>+176(SB)/8, $0x40684bbc403a9b08
-DATA actSigmoidValueTable<>+184(SB)/8, $0x40a26e7b408b0276
-DATA actSigmoidValueTable<>+192(SB)/8, $0x3a0d34163915d5a2
-DATA actSigmoidValueTable<>+200(SB)/8, $0xb91b9736386e68d3
-DATA actSigmoidValueTable<>+208(SB)/8, $0xb741abd5b893e6af
-DATA actSigmoidValueTable<>+216(SB)/8, $0x36b6c9b4369e6098
-DATA actSigmoidValueTable<>+224(SB)/8, $0xb98cdbadbb019bff
-DATA actSigmoidValueTable<>+232(SB)/8, $0x3a13f86c3a7c02cc
-DATA actSigmoidValueTable<>+240(SB)/8, $0xb88ac046389d76c3
-DATA actSigmoidValueTable<>+248(SB)/8, $0xb83125e5b88d1aba
-DATA actSigmoidValueTable<>+256(SB)/8, $0xbbaca177baad8859
-DATA actSigmoidValueTable<>+264(SB)/8, $0xb99afb83bb67d7fa
-DATA actSigmoidValueTable<>+272(SB)/8, $0x3a360db23a4679f5
-DATA actSigmoidValueTable<>+280(SB)/8, $0x39766c3d39e474bf
-DATA actSigmoidValueTable<>+288(SB)/8, $0x3c33503a3ca7da7e
-DATA actSigmoidValueTable<>+296(SB)/8, $0xbbe16551bac24eee
-DATA actSigmoidValueTable<>+304(SB)/8, $0xbb696ea3bbbc5a6f
-DATA actSigmoidValueTable<>+312(SB)/8, $0xba81bf3fbaff6d9f
-DATA actSigmoidValueTable<>+320(SB)/8, $0x3d2154023c02f74e
-DATA actSigmoidValueTable<>+328(SB)/8, $0x3d1526d63d44278d
-DATA actSigmoidValueTable<>+336(SB)/8, $0x3c438f383cb32185
-DATA actSigmoidValueTable<>+344(SB)/8, $0x3b4797d03bc9fe95
-DATA actSigmoidValueTable<>+352(SB)/8, $0xbe5e4a35be7ef1c6
-DATA actSigmoidValueTable<>+360(SB)/8, $0xbdbb4a5cbe21009c
-DATA actSigmoidValueTable<>+368(SB)/8, $0xbcce3799bd47a5d8
-DATA actSigmoidValueTable<>+376(SB)/8, $0xbbca1a00bc4f4f0f
-DATA actSigmoidValueTable<>+384(SB)/8, $0x3ea31a723eef8fbd
-DATA actSigmoidValueTable<>+392(SB)/8, $0x3dd085833e481b40
-DATA actSigmoidValueTable<>+400(SB)/8, $0x3cd3aff63d52763c
-DATA actSigmoidValueTable<>+408(SB)/8, $0x3bcb5d193c520020
-DATA actSigmoidValueTable<>+416(SB)/8, $0x3f8000003f800000
-DATA actSigmoidValueTable<>+424(SB)/8, $0x3f8000003f800000
-DATA actSigmoidValueTable<>+432(SB)/8, $0x3f8000003f800000
-DATA actSigmoidValueTable<>+440(SB)/8, $0x3f8000003f800000
-DATA actSigmoidValueTable<>+448(SB)/8, $0x40ab333440ab3334
-DATA actSigmoidValueTable<>+456(SB)/8, $0x40ab333440ab3334
-DATA actSigmoidValueTable<>+464(SB)/8, $0x40ab333440ab3334
-DATA actSigmoidValueTable<>+472(SB)/8, $0x40ab333440ab3334
-DATA actSigmoidValueTable<>+480(SB)/8, $0x42ae000042ae0000
-DATA actSigmoidValueTable<>+488(SB)/8, $0x42ae000042ae0000
-DATA actSigmoidValueTable<>+496(SB)/8, $0x42ae000042ae0000
-DATA actSigmoidValueTable<>+504(SB)/8, $0x42ae000042ae0000
-DATA actSigmoidValueTable<>+512(SB)/8, $0x7f8000007f800000
-DATA actSigmoidValueTable<>+520(SB)/8, $0x7f8000007f800000
-DATA actSigmoidValueTable<>+528(SB)/8, $0x7f8000007f800000
-DATA actSigmoidValueTable<>+536(SB)/8, $0x7f8000007f800000
-DATA actSigmoidValueTable<>+544(SB)/8, $0x7f8000017f800001
-DATA actSigmoidValueTable<>+552(SB)/8, $0x7f8000017f800001
-DATA actSigmoidValueTable<>+560(SB)/8, $0x7f8000017f800001
-DATA actSigmoidValueTable<>+568(SB)/8, $0x7f8000017f800001
-DATA actSigmoidValueTable<>+576(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+584(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+592(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+600(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+608(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidValueTable<>+616(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidValueTable<>+624(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidValueTable<>+632(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidValueTable<>+640(SB)/8, $0x3db170003db17000
-DATA actSigmoidValueTable<>+648(SB)/8, $0x3db170003db17000
-DATA actSigmoidValueTable<>+656(SB)/8, $0x3db170003db17000
-DATA actSigmoidValueTable<>+664(SB)/8, $0x3db170003db17000
-DATA actSigmoidValueTable<>+672(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidValueTable<>+680(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidValueTable<>+688(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidValueTable<>+696(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidValueTable<>+704(SB)/8, $0xb928f58300000000
-DATA actSigmoidValueTable<>+712(SB)/8, $0x37e54670b955a498
-DATA actSigmoidValueTable<>+720(SB)/8, $0xb914aa90b8e00620
-DATA actSigmoidValueTable<>+728(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSigmoidValueTable<>+736(SB)/8, $0x5f7b90005f800000
-DATA actSigmoidValueTable<>+744(SB)/8, $0x5f7600005f783000
-DATA actSigmoidValueTable<>+752(SB)/8, $0x5f7560005f750000
-DATA actSigmoidValueTable<>+760(SB)/8, $0x5f7ac0005f774000
-DATA actSigmoidValueTable<>+768(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSigmoidValueTable<>+776(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSigmoidValueTable<>+784(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSigmoidValueTable<>+792(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSigmoidValueTable<>+800(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidValueTable<>+808(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidValueTable<>+816(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidValueTable<>+824(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidValueTable<>+832(SB)/8, $0x3f0000003f000000
-DATA actSigmoidValueTable<>+840(SB)/8, $0x3f0000003f000000
-DATA actSigmoidValueTable<>+848(SB)/8, $0x3f0000003f000000
-DATA actSigmoidValueTable<>+856(SB)/8, $0x3f0000003f000000
-DATA actSigmoidValueTable<>+864(SB)/8, $0x5080000050800000
-DATA actSigmoidValueTable<>+872(SB)/8, $0x5080000050800000
-DATA actSigmoidValueTable<>+880(SB)/8, $0x5080000050800000
-DATA actSigmoidValueTable<>+888(SB)/8, $0x5080000050800000
-DATA actSigmoidValueTable<>+896(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidValueTable<>+904(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidValueTable<>+912(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidValueTable<>+920(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidValueTable<>+928(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidValueTable<>+936(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidValueTable<>+944(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidValueTable<>+952(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidValueTable<>+960(SB)/8, $0x2080000020800000
-DATA actSigmoidValueTable<>+968(SB)/8, $0x2080000020800000
-DATA actSigmoidValueTable<>+976(SB)/8, $0x2080000020800000
-DATA actSigmoidValueTable<>+984(SB)/8, $0x2080000020800000
-DATA actSigmoidValueTable<>+992(SB)/8, $0xdf800000df800000
-DATA actSigmoidValueTable<>+1000(SB)/8, $0xdf800000df800000
-DATA actSigmoidValueTable<>+1008(SB)/8, $0xdf800000df800000
-DATA actSigmoidValueTable<>+1016(SB)/8, $0xdf800000df800000
-DATA actSigmoidValueTable<>+1024(SB)/8, $0xe0000000e0000000
-DATA actSigmoidValueTable<>+1032(SB)/8, $0xe0000000e0000000
-DATA actSigmoidValueTable<>+1040(SB)/8, $0xe0000000e0000000
-DATA actSigmoidValueTable<>+1048(SB)/8, $0xe0000000e0000000
-DATA actSigmoidValueTable<>+1056(SB)/8, $0x1f8000001f800000
-DATA actSigmoidValueTable<>+1064(SB)/8, $0x1f8000001f800000
-DATA actSigmoidValueTable<>+1072(SB)/8, $0x1f8000001f800000
-DATA actSigmoidValueTable<>+1080(SB)/8, $0x1f8000001f800000
-GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $1088
 TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS actSigmoidValueTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
@@ -18464,119 +17955,119 @@ TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD actSigmoidValueTable<>+32(SB), Y9, Y10
-	VTESTPS actSigmoidValueTable<>+64(SB), Y10
+	VPCMPGTD constants<>+1280(SB), Y9, Y10
+	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actSigmoidValueTable<>+96(SB), Y14
+	VMOVUPS constants<>+1312(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS actSigmoidValueTable<>+128(SB), Y14
+	VMOVUPS constants<>+1344(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actSigmoidValueTable<>+160(SB), Y6, Y14
+	VPERMPS constants<>+1376(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actSigmoidValueTable<>+160(SB), Y7, Y14
+	VPERMPS constants<>+1376(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actSigmoidValueTable<>+160(SB), Y8, Y14
+	VPERMPS constants<>+1376(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actSigmoidValueTable<>+160(SB), Y9, Y14
+	VPERMPS constants<>+1376(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actSigmoidValueTable<>+192(SB), Y6, Y10
-	VPERMPS actSigmoidValueTable<>+192(SB), Y7, Y11
-	VPERMPS actSigmoidValueTable<>+192(SB), Y8, Y12
-	VPERMPS actSigmoidValueTable<>+192(SB), Y9, Y13
-	VPERMPS actSigmoidValueTable<>+224(SB), Y6, Y14
+	VPERMPS constants<>+1408(SB), Y6, Y10
+	VPERMPS constants<>+1408(SB), Y7, Y11
+	VPERMPS constants<>+1408(SB), Y8, Y12
+	VPERMPS constants<>+1408(SB), Y9, Y13
+	VPERMPS constants<>+1440(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSigmoidValueTable<>+224(SB), Y7, Y14
+	VPERMPS constants<>+1440(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSigmoidValueTable<>+224(SB), Y8, Y14
+	VPERMPS constants<>+1440(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSigmoidValueTable<>+224(SB), Y9, Y14
+	VPERMPS constants<>+1440(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSigmoidValueTable<>+256(SB), Y6, Y14
+	VPERMPS constants<>+1472(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSigmoidValueTable<>+256(SB), Y7, Y14
+	VPERMPS constants<>+1472(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSigmoidValueTable<>+256(SB), Y8, Y14
+	VPERMPS constants<>+1472(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSigmoidValueTable<>+256(SB), Y9, Y14
+	VPERMPS constants<>+1472(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSigmoidValueTable<>+288(SB), Y6, Y14
+	VPERMPS constants<>+1504(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSigmoidValueTable<>+288(SB), Y7, Y14
+	VPERMPS constants<>+1504(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSigmoidValueTable<>+288(SB), Y8, Y14
+	VPERMPS constants<>+1504(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSigmoidValueTable<>+288(SB), Y9, Y14
+	VPERMPS constants<>+1504(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSigmoidValueTable<>+320(SB), Y6, Y14
+	VPERMPS constants<>+1536(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSigmoidValueTable<>+320(SB), Y7, Y14
+	VPERMPS constants<>+1536(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSigmoidValueTable<>+320(SB), Y8, Y14
+	VPERMPS constants<>+1536(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSigmoidValueTable<>+320(SB), Y9, Y14
+	VPERMPS constants<>+1536(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSigmoidValueTable<>+352(SB), Y6, Y14
+	VPERMPS constants<>+1568(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSigmoidValueTable<>+352(SB), Y7, Y14
+	VPERMPS constants<>+1568(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSigmoidValueTable<>+352(SB), Y8, Y14
+	VPERMPS constants<>+1568(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSigmoidValueTable<>+352(SB), Y9, Y14
+	VPERMPS constants<>+1568(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actSigmoidValueTable<>+384(SB), Y6, Y6
-	VPERMPS actSigmoidValueTable<>+384(SB), Y7, Y7
-	VPERMPS actSigmoidValueTable<>+384(SB), Y8, Y8
-	VPERMPS actSigmoidValueTable<>+384(SB), Y9, Y9
+	VPERMPS constants<>+1600(SB), Y6, Y6
+	VPERMPS constants<>+1600(SB), Y7, Y7
+	VPERMPS constants<>+1600(SB), Y8, Y8
+	VPERMPS constants<>+1600(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
 	VMOVUPS 0(R14), Y6
-	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
 	VMOVUPS 32(R14), Y7
-	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
 	VMOVUPS 64(R14), Y8
-	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
 	VMOVUPS 96(R14), Y9
-	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
 	CMPQ 416(R14), $1
@@ -18585,7 +18076,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
+	VMOVUPS constants<>+1280(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -18600,7 +18091,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actSigmoidValueTable<>+64(SB), Y14
+	VMOVUPS constants<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -18616,7 +18107,7 @@ mixed8:
 	VORPS Y9, Y8, Y8
 	VORPS Y8, Y6, Y12
 	MOVQ $2, 416(R14)
-	VANDPS actSigmoidValueTable<>+0(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
@@ -18624,18 +18115,18 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS actSigmoidValueTable<>+448(SB), Y14
+	VMOVUPS constants<>+1632(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
-	VPCMPGTD actSigmoidValueTable<>+480(SB), Y9, Y12
+	VPCMPGTD constants<>+1664(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ pairs13
 	MOVQ $3, 416(R14)
-	VPCMPGTD actSigmoidValueTable<>+512(SB), Y9, Y12
+	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS actSigmoidValueTable<>+544(SB), Y14
+	VMOVUPS constants<>+1696(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -18660,40 +18151,40 @@ loop14:
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
-	VPMINSD actSigmoidValueTable<>+576(SB), Y13, Y13
-	VMULPS actSigmoidValueTable<>+608(SB), Y13, Y11
-	VADDPS actSigmoidValueTable<>+128(SB), Y11, Y11
-	VSUBPS actSigmoidValueTable<>+128(SB), Y11, Y10
+	VPMINSD constants<>+1728(SB), Y13, Y13
+	VMULPS constants<>+1760(SB), Y13, Y11
+	VADDPS constants<>+1344(SB), Y11, Y11
+	VSUBPS constants<>+1344(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS actSigmoidValueTable<>+640(SB), Y10, Y8
+	VMULPS constants<>+1792(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS actSigmoidValueTable<>+672(SB), Y10, Y10
-	VPERMPS actSigmoidValueTable<>+704(SB), Y11, Y7
+	VMULPS constants<>+1824(SB), Y10, Y10
+	VPERMPS constants<>+1856(SB), Y11, Y7
 	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS actSigmoidValueTable<>+736(SB), Y11, Y10
+	VPERMPS constants<>+1888(SB), Y11, Y10
 	VPADDD Y6, Y10, Y6
-	VMULPS actSigmoidValueTable<>+768(SB), Y8, Y7
-	VADDPS actSigmoidValueTable<>+800(SB), Y7, Y7
+	VMULPS constants<>+1920(SB), Y8, Y7
+	VADDPS constants<>+1952(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VADDPS actSigmoidValueTable<>+832(SB), Y7, Y7
+	VADDPS constants<>+1248(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS actSigmoidValueTable<>+416(SB), Y7, Y7
+	VSUBPS constants<>+1056(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD actSigmoidValueTable<>+864(SB), Y8, Y10
-	VMULPS actSigmoidValueTable<>+896(SB), Y10, Y10
-	VADDPS actSigmoidValueTable<>+928(SB), Y10, Y11
+	VPMAXSD constants<>+1984(SB), Y8, Y10
+	VMULPS constants<>+2016(SB), Y10, Y10
+	VADDPS constants<>+2048(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VADDPS Y7, Y6, Y13
-	VADDPS actSigmoidValueTable<>+960(SB), Y13, Y8
-	VPADDD actSigmoidValueTable<>+992(SB), Y8, Y8
-	VPADDD actSigmoidValueTable<>+1024(SB), Y13, Y13
+	VADDPS constants<>+2080(SB), Y13, Y8
+	VPADDD constants<>+2112(SB), Y8, Y8
+	VPADDD constants<>+2144(SB), Y13, Y13
 	VPMAXSD Y8, Y13, Y13
-	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y13, Y14, Y8
 	VPMINSD Y8, Y12, Y12
 	VPMAXSD Y13, Y12, Y12
@@ -18740,54 +18231,54 @@ pairs13:
 loop16:
 	VMOVUPS 128(R14)(AX*1), Y2
 	VMOVUPS 160(R14)(AX*1), Y8
-	VMULPS actSigmoidValueTable<>+608(SB), Y2, Y7
-	VMULPS actSigmoidValueTable<>+608(SB), Y8, Y13
-	VADDPS actSigmoidValueTable<>+128(SB), Y7, Y7
-	VADDPS actSigmoidValueTable<>+128(SB), Y13, Y13
-	VSUBPS actSigmoidValueTable<>+128(SB), Y7, Y6
-	VSUBPS actSigmoidValueTable<>+128(SB), Y13, Y12
+	VMULPS constants<>+1760(SB), Y2, Y7
+	VMULPS constants<>+1760(SB), Y8, Y13
+	VADDPS constants<>+1344(SB), Y7, Y7
+	VADDPS constants<>+1344(SB), Y13, Y13
+	VSUBPS constants<>+1344(SB), Y7, Y6
+	VSUBPS constants<>+1344(SB), Y13, Y12
 	VPSLLD $20, Y7, Y3
 	VPSLLD $20, Y13, Y9
-	VMULPS actSigmoidValueTable<>+640(SB), Y6, Y5
-	VMULPS actSigmoidValueTable<>+640(SB), Y12, Y11
+	VMULPS constants<>+1792(SB), Y6, Y5
+	VMULPS constants<>+1792(SB), Y12, Y11
 	VADDPS Y5, Y2, Y5
 	VADDPS Y11, Y8, Y11
-	VMULPS actSigmoidValueTable<>+672(SB), Y6, Y6
-	VMULPS actSigmoidValueTable<>+672(SB), Y12, Y12
-	VPERMPS actSigmoidValueTable<>+704(SB), Y7, Y4
-	VPERMPS actSigmoidValueTable<>+704(SB), Y13, Y10
+	VMULPS constants<>+1824(SB), Y6, Y6
+	VMULPS constants<>+1824(SB), Y12, Y12
+	VPERMPS constants<>+1856(SB), Y7, Y4
+	VPERMPS constants<>+1856(SB), Y13, Y10
 	VADDPS Y4, Y6, Y6
 	VADDPS Y10, Y12, Y12
 	VADDPS Y6, Y5, Y5
 	VADDPS Y12, Y11, Y11
-	VPERMPS actSigmoidValueTable<>+736(SB), Y7, Y6
-	VPERMPS actSigmoidValueTable<>+736(SB), Y13, Y12
+	VPERMPS constants<>+1888(SB), Y7, Y6
+	VPERMPS constants<>+1888(SB), Y13, Y12
 	VPADDD Y3, Y6, Y3
 	VPADDD Y9, Y12, Y9
-	VMULPS actSigmoidValueTable<>+768(SB), Y5, Y4
-	VMULPS actSigmoidValueTable<>+768(SB), Y11, Y10
-	VADDPS actSigmoidValueTable<>+800(SB), Y4, Y4
-	VADDPS actSigmoidValueTable<>+800(SB), Y10, Y10
+	VMULPS constants<>+1920(SB), Y5, Y4
+	VMULPS constants<>+1920(SB), Y11, Y10
+	VADDPS constants<>+1952(SB), Y4, Y4
+	VADDPS constants<>+1952(SB), Y10, Y10
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VADDPS actSigmoidValueTable<>+832(SB), Y4, Y4
-	VADDPS actSigmoidValueTable<>+832(SB), Y10, Y10
+	VADDPS constants<>+1248(SB), Y4, Y4
+	VADDPS constants<>+1248(SB), Y10, Y10
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VSUBPS actSigmoidValueTable<>+416(SB), Y4, Y4
-	VSUBPS actSigmoidValueTable<>+416(SB), Y10, Y10
+	VSUBPS constants<>+1056(SB), Y4, Y4
+	VSUBPS constants<>+1056(SB), Y10, Y10
 	VMULPS Y5, Y3, Y5
 	VMULPS Y11, Y9, Y11
 	VMULPS Y4, Y5, Y4
 	VMULPS Y10, Y11, Y10
 	VADDPS Y4, Y3, Y5
 	VADDPS Y10, Y9, Y11
-	VPMAXSD actSigmoidValueTable<>+864(SB), Y5, Y6
-	VPMAXSD actSigmoidValueTable<>+864(SB), Y11, Y12
-	VMULPS actSigmoidValueTable<>+896(SB), Y6, Y6
-	VMULPS actSigmoidValueTable<>+896(SB), Y12, Y12
-	VADDPS actSigmoidValueTable<>+928(SB), Y6, Y7
-	VADDPS actSigmoidValueTable<>+928(SB), Y12, Y13
+	VPMAXSD constants<>+1984(SB), Y5, Y6
+	VPMAXSD constants<>+1984(SB), Y11, Y12
+	VMULPS constants<>+2016(SB), Y6, Y6
+	VMULPS constants<>+2016(SB), Y12, Y12
+	VADDPS constants<>+2048(SB), Y6, Y7
+	VADDPS constants<>+2048(SB), Y12, Y13
 	VMULPS Y6, Y5, Y5
 	VMULPS Y12, Y11, Y11
 	VMULPS Y7, Y5, Y5
@@ -18796,11 +18287,11 @@ loop16:
 	VADDPS Y11, Y10, Y10
 	VADDPS Y4, Y3, Y2
 	VADDPS Y10, Y9, Y8
-	VMULPS actSigmoidValueTable<>+1056(SB), Y2, Y2
-	VMULPS actSigmoidValueTable<>+1056(SB), Y8, Y8
+	VMULPS constants<>+2176(SB), Y2, Y2
+	VMULPS constants<>+2176(SB), Y8, Y8
 	VMOVUPS 0(R14)(AX*1), Y7
 	VMOVUPS 32(R14)(AX*1), Y13
-	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y2, Y14, Y5
 	VSUBPS Y8, Y14, Y11
 	VPMINSD Y5, Y7, Y7
@@ -18818,145 +18309,12 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-DATA actSigmoidSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA actSigmoidSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA actSigmoidSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA actSigmoidSlopeTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA actSigmoidSlopeTable<>+32(SB)/8, $0x40ab333340ab3333
-DATA actSigmoidSlopeTable<>+40(SB)/8, $0x40ab333340ab3333
-DATA actSigmoidSlopeTable<>+48(SB)/8, $0x40ab333340ab3333
-DATA actSigmoidSlopeTable<>+56(SB)/8, $0x40ab333340ab3333
-DATA actSigmoidSlopeTable<>+64(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+72(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+80(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+88(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+96(SB)/8, $0x3fb333333fb33333
-DATA actSigmoidSlopeTable<>+104(SB)/8, $0x3fb333333fb33333
-DATA actSigmoidSlopeTable<>+112(SB)/8, $0x3fb333333fb33333
-DATA actSigmoidSlopeTable<>+120(SB)/8, $0x3fb333333fb33333
-DATA actSigmoidSlopeTable<>+128(SB)/8, $0x4b4000004b400000
-DATA actSigmoidSlopeTable<>+136(SB)/8, $0x4b4000004b400000
-DATA actSigmoidSlopeTable<>+144(SB)/8, $0x4b4000004b400000
-DATA actSigmoidSlopeTable<>+152(SB)/8, $0x4b4000004b400000
-DATA actSigmoidSlopeTable<>+160(SB)/8, $0x3f42a90f3e03b07b
-DATA actSigmoidSlopeTable<>+168(SB)/8, $0x400b572a3fb52502
-DATA actSigmoidSlopeTable<>+176(SB)/8, $0x40684bbc403a9b08
-DATA actSigmoidSlopeTable<>+184(SB)/8, $0x40a26e7b408b0276
-DATA actSigmoidSlopeTable<>+192(SB)/8, $0x3a0d34163915d5a2
-DATA actSigmoidSlopeTable<>+200(SB)/8, $0xb91b9736386e68d3
-DATA actSigmoidSlopeTable<>+208(SB)/8, $0xb741abd5b893e6af
-DATA actSigmoidSlopeTable<>+216(SB)/8, $0x36b6c9b4369e6098
-DATA actSigmoidSlopeTable<>+224(SB)/8, $0xb98cdbadbb019bff
-DATA actSigmoidSlopeTable<>+232(SB)/8, $0x3a13f86c3a7c02cc
-DATA actSigmoidSlopeTable<>+240(SB)/8, $0xb88ac046389d76c3
-DATA actSigmoidSlopeTable<>+248(SB)/8, $0xb83125e5b88d1aba
-DATA actSigmoidSlopeTable<>+256(SB)/8, $0xbbaca177baad8859
-DATA actSigmoidSlopeTable<>+264(SB)/8, $0xb99afb83bb67d7fa
-DATA actSigmoidSlopeTable<>+272(SB)/8, $0x3a360db23a4679f5
-DATA actSigmoidSlopeTable<>+280(SB)/8, $0x39766c3d39e474bf
-DATA actSigmoidSlopeTable<>+288(SB)/8, $0x3c33503a3ca7da7e
-DATA actSigmoidSlopeTable<>+296(SB)/8, $0xbbe16551bac24eee
-DATA actSigmoidSlopeTable<>+304(SB)/8, $0xbb696ea3bbbc5a6f
-DATA actSigmoidSlopeTable<>+312(SB)/8, $0xba81bf3fbaff6d9f
-DATA actSigmoidSlopeTable<>+320(SB)/8, $0x3d2154023c02f74e
-DATA actSigmoidSlopeTable<>+328(SB)/8, $0x3d1526d63d44278d
-DATA actSigmoidSlopeTable<>+336(SB)/8, $0x3c438f383cb32185
-DATA actSigmoidSlopeTable<>+344(SB)/8, $0x3b4797d03bc9fe95
-DATA actSigmoidSlopeTable<>+352(SB)/8, $0xbe5e4a35be7ef1c6
-DATA actSigmoidSlopeTable<>+360(SB)/8, $0xbdbb4a5cbe21009c
-DATA actSigmoidSlopeTable<>+368(SB)/8, $0xbcce3799bd47a5d8
-DATA actSigmoidSlopeTable<>+376(SB)/8, $0xbbca1a00bc4f4f0f
-DATA actSigmoidSlopeTable<>+384(SB)/8, $0x3ea31a723eef8fbd
-DATA actSigmoidSlopeTable<>+392(SB)/8, $0x3dd085833e481b40
-DATA actSigmoidSlopeTable<>+400(SB)/8, $0x3cd3aff63d52763c
-DATA actSigmoidSlopeTable<>+408(SB)/8, $0x3bcb5d193c520020
-DATA actSigmoidSlopeTable<>+416(SB)/8, $0x40ab333440ab3334
-DATA actSigmoidSlopeTable<>+424(SB)/8, $0x40ab333440ab3334
-DATA actSigmoidSlopeTable<>+432(SB)/8, $0x40ab333440ab3334
-DATA actSigmoidSlopeTable<>+440(SB)/8, $0x40ab333440ab3334
-DATA actSigmoidSlopeTable<>+448(SB)/8, $0x42ae000042ae0000
-DATA actSigmoidSlopeTable<>+456(SB)/8, $0x42ae000042ae0000
-DATA actSigmoidSlopeTable<>+464(SB)/8, $0x42ae000042ae0000
-DATA actSigmoidSlopeTable<>+472(SB)/8, $0x42ae000042ae0000
-DATA actSigmoidSlopeTable<>+480(SB)/8, $0x7f8000007f800000
-DATA actSigmoidSlopeTable<>+488(SB)/8, $0x7f8000007f800000
-DATA actSigmoidSlopeTable<>+496(SB)/8, $0x7f8000007f800000
-DATA actSigmoidSlopeTable<>+504(SB)/8, $0x7f8000007f800000
-DATA actSigmoidSlopeTable<>+512(SB)/8, $0x7f8000017f800001
-DATA actSigmoidSlopeTable<>+520(SB)/8, $0x7f8000017f800001
-DATA actSigmoidSlopeTable<>+528(SB)/8, $0x7f8000017f800001
-DATA actSigmoidSlopeTable<>+536(SB)/8, $0x7f8000017f800001
-DATA actSigmoidSlopeTable<>+544(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+552(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+560(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+568(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+576(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidSlopeTable<>+584(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidSlopeTable<>+592(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidSlopeTable<>+600(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidSlopeTable<>+608(SB)/8, $0x3db170003db17000
-DATA actSigmoidSlopeTable<>+616(SB)/8, $0x3db170003db17000
-DATA actSigmoidSlopeTable<>+624(SB)/8, $0x3db170003db17000
-DATA actSigmoidSlopeTable<>+632(SB)/8, $0x3db170003db17000
-DATA actSigmoidSlopeTable<>+640(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidSlopeTable<>+648(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidSlopeTable<>+656(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidSlopeTable<>+664(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidSlopeTable<>+672(SB)/8, $0xb928f58300000000
-DATA actSigmoidSlopeTable<>+680(SB)/8, $0x37e54670b955a498
-DATA actSigmoidSlopeTable<>+688(SB)/8, $0xb914aa90b8e00620
-DATA actSigmoidSlopeTable<>+696(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSigmoidSlopeTable<>+704(SB)/8, $0x5f7b90005f800000
-DATA actSigmoidSlopeTable<>+712(SB)/8, $0x5f7600005f783000
-DATA actSigmoidSlopeTable<>+720(SB)/8, $0x5f7560005f750000
-DATA actSigmoidSlopeTable<>+728(SB)/8, $0x5f7ac0005f774000
-DATA actSigmoidSlopeTable<>+736(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidSlopeTable<>+744(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidSlopeTable<>+752(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidSlopeTable<>+760(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidSlopeTable<>+768(SB)/8, $0x3f00044b3f00044b
-DATA actSigmoidSlopeTable<>+776(SB)/8, $0x3f00044b3f00044b
-DATA actSigmoidSlopeTable<>+784(SB)/8, $0x3f00044b3f00044b
-DATA actSigmoidSlopeTable<>+792(SB)/8, $0x3f00044b3f00044b
-DATA actSigmoidSlopeTable<>+800(SB)/8, $0x3f8000003f800000
-DATA actSigmoidSlopeTable<>+808(SB)/8, $0x3f8000003f800000
-DATA actSigmoidSlopeTable<>+816(SB)/8, $0x3f8000003f800000
-DATA actSigmoidSlopeTable<>+824(SB)/8, $0x3f8000003f800000
-DATA actSigmoidSlopeTable<>+832(SB)/8, $0x5080000050800000
-DATA actSigmoidSlopeTable<>+840(SB)/8, $0x5080000050800000
-DATA actSigmoidSlopeTable<>+848(SB)/8, $0x5080000050800000
-DATA actSigmoidSlopeTable<>+856(SB)/8, $0x5080000050800000
-DATA actSigmoidSlopeTable<>+864(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidSlopeTable<>+872(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidSlopeTable<>+880(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidSlopeTable<>+888(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidSlopeTable<>+896(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidSlopeTable<>+904(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidSlopeTable<>+912(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidSlopeTable<>+920(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidSlopeTable<>+928(SB)/8, $0x2080000020800000
-DATA actSigmoidSlopeTable<>+936(SB)/8, $0x2080000020800000
-DATA actSigmoidSlopeTable<>+944(SB)/8, $0x2080000020800000
-DATA actSigmoidSlopeTable<>+952(SB)/8, $0x2080000020800000
-DATA actSigmoidSlopeTable<>+960(SB)/8, $0xdf800000df800000
-DATA actSigmoidSlopeTable<>+968(SB)/8, $0xdf800000df800000
-DATA actSigmoidSlopeTable<>+976(SB)/8, $0xdf800000df800000
-DATA actSigmoidSlopeTable<>+984(SB)/8, $0xdf800000df800000
-DATA actSigmoidSlopeTable<>+992(SB)/8, $0xe0000000e0000000
-DATA actSigmoidSlopeTable<>+1000(SB)/8, $0xe0000000e0000000
-DATA actSigmoidSlopeTable<>+1008(SB)/8, $0xe0000000e0000000
-DATA actSigmoidSlopeTable<>+1016(SB)/8, $0xe0000000e0000000
-DATA actSigmoidSlopeTable<>+1024(SB)/8, $0x1f8000001f800000
-DATA actSigmoidSlopeTable<>+1032(SB)/8, $0x1f8000001f800000
-DATA actSigmoidSlopeTable<>+1040(SB)/8, $0x1f8000001f800000
-DATA actSigmoidSlopeTable<>+1048(SB)/8, $0x1f8000001f800000
-GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $1056
 TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS actSigmoidSlopeTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
@@ -18964,101 +18322,101 @@ TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD actSigmoidSlopeTable<>+32(SB), Y9, Y10
-	VTESTPS actSigmoidSlopeTable<>+64(SB), Y10
+	VPCMPGTD constants<>+1280(SB), Y9, Y10
+	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actSigmoidSlopeTable<>+96(SB), Y14
+	VMOVUPS constants<>+1312(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS actSigmoidSlopeTable<>+128(SB), Y14
+	VMOVUPS constants<>+1344(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actSigmoidSlopeTable<>+160(SB), Y6, Y14
+	VPERMPS constants<>+1376(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actSigmoidSlopeTable<>+160(SB), Y7, Y14
+	VPERMPS constants<>+1376(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actSigmoidSlopeTable<>+160(SB), Y8, Y14
+	VPERMPS constants<>+1376(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actSigmoidSlopeTable<>+160(SB), Y9, Y14
+	VPERMPS constants<>+1376(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actSigmoidSlopeTable<>+192(SB), Y6, Y10
-	VPERMPS actSigmoidSlopeTable<>+192(SB), Y7, Y11
-	VPERMPS actSigmoidSlopeTable<>+192(SB), Y8, Y12
-	VPERMPS actSigmoidSlopeTable<>+192(SB), Y9, Y13
-	VPERMPS actSigmoidSlopeTable<>+224(SB), Y6, Y14
+	VPERMPS constants<>+1408(SB), Y6, Y10
+	VPERMPS constants<>+1408(SB), Y7, Y11
+	VPERMPS constants<>+1408(SB), Y8, Y12
+	VPERMPS constants<>+1408(SB), Y9, Y13
+	VPERMPS constants<>+1440(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSigmoidSlopeTable<>+224(SB), Y7, Y14
+	VPERMPS constants<>+1440(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSigmoidSlopeTable<>+224(SB), Y8, Y14
+	VPERMPS constants<>+1440(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSigmoidSlopeTable<>+224(SB), Y9, Y14
+	VPERMPS constants<>+1440(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSigmoidSlopeTable<>+256(SB), Y6, Y14
+	VPERMPS constants<>+1472(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSigmoidSlopeTable<>+256(SB), Y7, Y14
+	VPERMPS constants<>+1472(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSigmoidSlopeTable<>+256(SB), Y8, Y14
+	VPERMPS constants<>+1472(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSigmoidSlopeTable<>+256(SB), Y9, Y14
+	VPERMPS constants<>+1472(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSigmoidSlopeTable<>+288(SB), Y6, Y14
+	VPERMPS constants<>+1504(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSigmoidSlopeTable<>+288(SB), Y7, Y14
+	VPERMPS constants<>+1504(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSigmoidSlopeTable<>+288(SB), Y8, Y14
+	VPERMPS constants<>+1504(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSigmoidSlopeTable<>+288(SB), Y9, Y14
+	VPERMPS constants<>+1504(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSigmoidSlopeTable<>+320(SB), Y6, Y14
+	VPERMPS constants<>+1536(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSigmoidSlopeTable<>+320(SB), Y7, Y14
+	VPERMPS constants<>+1536(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSigmoidSlopeTable<>+320(SB), Y8, Y14
+	VPERMPS constants<>+1536(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSigmoidSlopeTable<>+320(SB), Y9, Y14
+	VPERMPS constants<>+1536(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSigmoidSlopeTable<>+352(SB), Y6, Y14
+	VPERMPS constants<>+1568(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSigmoidSlopeTable<>+352(SB), Y7, Y14
+	VPERMPS constants<>+1568(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSigmoidSlopeTable<>+352(SB), Y8, Y14
+	VPERMPS constants<>+1568(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSigmoidSlopeTable<>+352(SB), Y9, Y14
+	VPERMPS constants<>+1568(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actSigmoidSlopeTable<>+384(SB), Y6, Y6
-	VPERMPS actSigmoidSlopeTable<>+384(SB), Y7, Y7
-	VPERMPS actSigmoidSlopeTable<>+384(SB), Y8, Y8
-	VPERMPS actSigmoidSlopeTable<>+384(SB), Y9, Y9
+	VPERMPS constants<>+1600(SB), Y6, Y6
+	VPERMPS constants<>+1600(SB), Y7, Y7
+	VPERMPS constants<>+1600(SB), Y8, Y8
+	VPERMPS constants<>+1600(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -19081,7 +18439,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
+	VMOVUPS constants<>+1280(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -19096,7 +18454,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actSigmoidSlopeTable<>+64(SB), Y14
+	VMOVUPS constants<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -19112,7 +18470,7 @@ mixed8:
 	VORPS Y9, Y8, Y8
 	VORPS Y8, Y6, Y12
 	MOVQ $2, 416(R14)
-	VANDPS actSigmoidSlopeTable<>+0(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
@@ -19120,18 +18478,18 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS actSigmoidSlopeTable<>+416(SB), Y14
+	VMOVUPS constants<>+1632(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
-	VPCMPGTD actSigmoidSlopeTable<>+448(SB), Y9, Y12
+	VPCMPGTD constants<>+1664(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ pairs13
 	MOVQ $3, 416(R14)
-	VPCMPGTD actSigmoidSlopeTable<>+480(SB), Y9, Y12
+	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS actSigmoidSlopeTable<>+512(SB), Y14
+	VMOVUPS constants<>+1696(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -19156,29 +18514,29 @@ loop14:
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
-	VPMINSD actSigmoidSlopeTable<>+544(SB), Y13, Y13
-	VMULPS actSigmoidSlopeTable<>+576(SB), Y13, Y11
-	VADDPS actSigmoidSlopeTable<>+128(SB), Y11, Y11
-	VSUBPS actSigmoidSlopeTable<>+128(SB), Y11, Y10
+	VPMINSD constants<>+1728(SB), Y13, Y13
+	VMULPS constants<>+1760(SB), Y13, Y11
+	VADDPS constants<>+1344(SB), Y11, Y11
+	VSUBPS constants<>+1344(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS actSigmoidSlopeTable<>+608(SB), Y10, Y8
+	VMULPS constants<>+1792(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS actSigmoidSlopeTable<>+640(SB), Y10, Y10
-	VPERMPS actSigmoidSlopeTable<>+672(SB), Y11, Y7
+	VMULPS constants<>+1824(SB), Y10, Y10
+	VPERMPS constants<>+1856(SB), Y11, Y7
 	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS actSigmoidSlopeTable<>+704(SB), Y11, Y10
+	VPERMPS constants<>+1888(SB), Y11, Y10
 	VPADDD Y6, Y10, Y6
-	VMULPS actSigmoidSlopeTable<>+736(SB), Y8, Y7
-	VADDPS actSigmoidSlopeTable<>+768(SB), Y7, Y7
+	VMULPS constants<>+1952(SB), Y8, Y7
+	VADDPS constants<>+2208(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS actSigmoidSlopeTable<>+800(SB), Y7, Y7
+	VSUBPS constants<>+1056(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD actSigmoidSlopeTable<>+832(SB), Y8, Y10
-	VMULPS actSigmoidSlopeTable<>+864(SB), Y10, Y10
-	VADDPS actSigmoidSlopeTable<>+896(SB), Y10, Y11
+	VPMAXSD constants<>+1984(SB), Y8, Y10
+	VMULPS constants<>+2016(SB), Y10, Y10
+	VADDPS constants<>+2048(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
@@ -19187,9 +18545,9 @@ vector7:
 	VMULPS Y10, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VADDPS Y7, Y6, Y12
-	VADDPS actSigmoidSlopeTable<>+928(SB), Y12, Y13
-	VPADDD actSigmoidSlopeTable<>+960(SB), Y13, Y13
-	VPADDD actSigmoidSlopeTable<>+992(SB), Y12, Y12
+	VADDPS constants<>+2080(SB), Y12, Y13
+	VPADDD constants<>+2112(SB), Y13, Y13
+	VPADDD constants<>+2144(SB), Y12, Y12
 	VPMAXSD Y13, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 next15:
@@ -19234,50 +18592,50 @@ pairs13:
 loop16:
 	VMOVUPS 128(R14)(AX*1), Y2
 	VMOVUPS 160(R14)(AX*1), Y8
-	VMULPS actSigmoidSlopeTable<>+576(SB), Y2, Y7
-	VMULPS actSigmoidSlopeTable<>+576(SB), Y8, Y13
-	VADDPS actSigmoidSlopeTable<>+128(SB), Y7, Y7
-	VADDPS actSigmoidSlopeTable<>+128(SB), Y13, Y13
-	VSUBPS actSigmoidSlopeTable<>+128(SB), Y7, Y6
-	VSUBPS actSigmoidSlopeTable<>+128(SB), Y13, Y12
+	VMULPS constants<>+1760(SB), Y2, Y7
+	VMULPS constants<>+1760(SB), Y8, Y13
+	VADDPS constants<>+1344(SB), Y7, Y7
+	VADDPS constants<>+1344(SB), Y13, Y13
+	VSUBPS constants<>+1344(SB), Y7, Y6
+	VSUBPS constants<>+1344(SB), Y13, Y12
 	VPSLLD $20, Y7, Y3
 	VPSLLD $20, Y13, Y9
-	VMULPS actSigmoidSlopeTable<>+608(SB), Y6, Y5
-	VMULPS actSigmoidSlopeTable<>+608(SB), Y12, Y11
+	VMULPS constants<>+1792(SB), Y6, Y5
+	VMULPS constants<>+1792(SB), Y12, Y11
 	VADDPS Y5, Y2, Y5
 	VADDPS Y11, Y8, Y11
-	VMULPS actSigmoidSlopeTable<>+640(SB), Y6, Y6
-	VMULPS actSigmoidSlopeTable<>+640(SB), Y12, Y12
-	VPERMPS actSigmoidSlopeTable<>+672(SB), Y7, Y4
-	VPERMPS actSigmoidSlopeTable<>+672(SB), Y13, Y10
+	VMULPS constants<>+1824(SB), Y6, Y6
+	VMULPS constants<>+1824(SB), Y12, Y12
+	VPERMPS constants<>+1856(SB), Y7, Y4
+	VPERMPS constants<>+1856(SB), Y13, Y10
 	VADDPS Y4, Y6, Y6
 	VADDPS Y10, Y12, Y12
 	VADDPS Y6, Y5, Y5
 	VADDPS Y12, Y11, Y11
-	VPERMPS actSigmoidSlopeTable<>+704(SB), Y7, Y6
-	VPERMPS actSigmoidSlopeTable<>+704(SB), Y13, Y12
+	VPERMPS constants<>+1888(SB), Y7, Y6
+	VPERMPS constants<>+1888(SB), Y13, Y12
 	VPADDD Y3, Y6, Y3
 	VPADDD Y9, Y12, Y9
-	VMULPS actSigmoidSlopeTable<>+736(SB), Y5, Y4
-	VMULPS actSigmoidSlopeTable<>+736(SB), Y11, Y10
-	VADDPS actSigmoidSlopeTable<>+768(SB), Y4, Y4
-	VADDPS actSigmoidSlopeTable<>+768(SB), Y10, Y10
+	VMULPS constants<>+1952(SB), Y5, Y4
+	VMULPS constants<>+1952(SB), Y11, Y10
+	VADDPS constants<>+2208(SB), Y4, Y4
+	VADDPS constants<>+2208(SB), Y10, Y10
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VSUBPS actSigmoidSlopeTable<>+800(SB), Y4, Y4
-	VSUBPS actSigmoidSlopeTable<>+800(SB), Y10, Y10
+	VSUBPS constants<>+1056(SB), Y4, Y4
+	VSUBPS constants<>+1056(SB), Y10, Y10
 	VMULPS Y5, Y3, Y5
 	VMULPS Y11, Y9, Y11
 	VMULPS Y4, Y5, Y4
 	VMULPS Y10, Y11, Y10
 	VADDPS Y4, Y3, Y5
 	VADDPS Y10, Y9, Y11
-	VPMAXSD actSigmoidSlopeTable<>+832(SB), Y5, Y6
-	VPMAXSD actSigmoidSlopeTable<>+832(SB), Y11, Y12
-	VMULPS actSigmoidSlopeTable<>+864(SB), Y6, Y6
-	VMULPS actSigmoidSlopeTable<>+864(SB), Y12, Y12
-	VADDPS actSigmoidSlopeTable<>+896(SB), Y6, Y7
-	VADDPS actSigmoidSlopeTable<>+896(SB), Y12, Y13
+	VPMAXSD constants<>+1984(SB), Y5, Y6
+	VPMAXSD constants<>+1984(SB), Y11, Y12
+	VMULPS constants<>+2016(SB), Y6, Y6
+	VMULPS constants<>+2016(SB), Y12, Y12
+	VADDPS constants<>+2048(SB), Y6, Y7
+	VADDPS constants<>+2048(SB), Y12, Y13
 	VMULPS Y6, Y5, Y5
 	VMULPS Y12, Y11, Y11
 	VMULPS Y7, Y5, Y5
@@ -19294,8 +18652,8 @@ loop16:
 	VADDPS Y11, Y10, Y10
 	VADDPS Y4, Y3, Y7
 	VADDPS Y10, Y9, Y13
-	VMULPS actSigmoidSlopeTable<>+1024(SB), Y7, Y7
-	VMULPS actSigmoidSlopeTable<>+1024(SB), Y13, Y13
+	VMULPS constants<>+2176(SB), Y7, Y7
+	VMULPS constants<>+2176(SB), Y13, Y13
 	VMOVUPS Y7, 128(R14)(AX*1)
 	VMOVUPS Y13, 160(R14)(AX*1)
 	SUBQ $64, AX
@@ -19307,88 +18665,27 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-DATA actTanhValueTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA actTanhValueTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA actTanhValueTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA actTanhValueTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA actTanhValueTable<>+32(SB)/8, $0x411fd70a411fd70a
-DATA actTanhValueTable<>+40(SB)/8, $0x411fd70a411fd70a
-DATA actTanhValueTable<>+48(SB)/8, $0x411fd70a411fd70a
-DATA actTanhValueTable<>+56(SB)/8, $0x411fd70a411fd70a
-DATA actTanhValueTable<>+64(SB)/8, $0x3fc000003fc00000
-DATA actTanhValueTable<>+72(SB)/8, $0x3fc000003fc00000
-DATA actTanhValueTable<>+80(SB)/8, $0x3fc000003fc00000
-DATA actTanhValueTable<>+88(SB)/8, $0x3fc000003fc00000
-DATA actTanhValueTable<>+96(SB)/8, $0x3f8000003f800000
-DATA actTanhValueTable<>+104(SB)/8, $0x3f8000003f800000
-DATA actTanhValueTable<>+112(SB)/8, $0x3f8000003f800000
-DATA actTanhValueTable<>+120(SB)/8, $0x3f8000003f800000
-DATA actTanhValueTable<>+128(SB)/8, $0x3fd5741e3f7ca9f4
-DATA actTanhValueTable<>+136(SB)/8, $0x4077d50e401d43cf
-DATA actTanhValueTable<>+144(SB)/8, $0x4101d4c640c6e4ba
-DATA actTanhValueTable<>+152(SB)/8, $0x3ee1d61000000000
-DATA actTanhValueTable<>+160(SB)/8, $0xbb2bf92b3b62f4cb
-DATA actTanhValueTable<>+168(SB)/8, $0x378f5bf538bad497
-DATA actTanhValueTable<>+176(SB)/8, $0x31074e1534d16dec
-DATA actTanhValueTable<>+184(SB)/8, $0x3ced00f4bd1a1cb5
-DATA actTanhValueTable<>+192(SB)/8, $0x3b6433e43c8c61b4
-DATA actTanhValueTable<>+200(SB)/8, $0xb8a1d1dcba3f0d0e
-DATA actTanhValueTable<>+208(SB)/8, $0xb27145d0b55a1a6b
-DATA actTanhValueTable<>+216(SB)/8, $0xbd7e0253bc202548
-DATA actTanhValueTable<>+224(SB)/8, $0x3b1ebc93bd43abbe
-DATA actTanhValueTable<>+232(SB)/8, $0x397128553b46a6a0
-DATA actTanhValueTable<>+240(SB)/8, $0x33513f5235e8c170
-DATA actTanhValueTable<>+248(SB)/8, $0xbbf41ac43e0b0ebc
-DATA actTanhValueTable<>+256(SB)/8, $0xbccb45093cfcf049
-DATA actTanhValueTable<>+264(SB)/8, $0xba16388fbc0e2d69
-DATA actTanhValueTable<>+272(SB)/8, $0xb40188e9b6b0c087
-DATA actTanhValueTable<>+280(SB)/8, $0x3e2df7ccb99f5f88
-DATA actTanhValueTable<>+288(SB)/8, $0x3d9132f33dd10f40
-DATA actTanhValueTable<>+296(SB)/8, $0x3a96c65d3c97281f
-DATA actTanhValueTable<>+304(SB)/8, $0x348054ec3737014a
-DATA actTanhValueTable<>+312(SB)/8, $0xbe08f239beaaa860
-DATA actTanhValueTable<>+320(SB)/8, $0xbdfd46a2bea5d2af
-DATA actTanhValueTable<>+328(SB)/8, $0xbae2a0fabce98be9
-DATA actTanhValueTable<>+336(SB)/8, $0xb4c07c82b78613a3
-DATA actTanhValueTable<>+344(SB)/8, $0xbeafc5d6b4c84f52
-DATA actTanhValueTable<>+352(SB)/8, $0x3e07fd573edb526e
-DATA actTanhValueTable<>+360(SB)/8, $0x3ae2d35f3cecff9a
-DATA actTanhValueTable<>+368(SB)/8, $0x34c034263785a2c2
-DATA actTanhValueTable<>+376(SB)/8, $0x3f5401d430b1992b
-DATA actTanhValueTable<>+384(SB)/8, $0x3f6e65623f418d95
-DATA actTanhValueTable<>+392(SB)/8, $0x3f7fc7453f7c450c
-DATA actTanhValueTable<>+400(SB)/8, $0x3f7ffffd3f7fff7a
-DATA actTanhValueTable<>+408(SB)/8, $0x3ed43f2c00000000
-DATA actTanhValueTable<>+416(SB)/8, $0x3eae147b3eae147b
-DATA actTanhValueTable<>+424(SB)/8, $0x3eae147b3eae147b
-DATA actTanhValueTable<>+432(SB)/8, $0x3eae147b3eae147b
-DATA actTanhValueTable<>+440(SB)/8, $0x3eae147b3eae147b
-DATA actTanhValueTable<>+448(SB)/8, $0x8000000080000000
-DATA actTanhValueTable<>+456(SB)/8, $0x8000000080000000
-DATA actTanhValueTable<>+464(SB)/8, $0x8000000080000000
-DATA actTanhValueTable<>+472(SB)/8, $0x8000000080000000
-GLOBL actTanhValueTable<>(SB), RODATA|NOPTR, $480
 TEXT ·actTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS actTanhValueTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
-	VMOVUPS actTanhValueTable<>+32(SB), Y14
+	VMOVUPS constants<>+2240(SB), Y14
 	VMINPS Y2, Y14, Y2
 	VMINPS Y3, Y14, Y3
 	VMINPS Y4, Y14, Y4
 	VMINPS Y5, Y14, Y5
-	VMOVUPS actTanhValueTable<>+64(SB), Y14
+	VMOVUPS constants<>+2272(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS actTanhValueTable<>+96(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
@@ -19397,99 +18694,99 @@ TEXT ·actTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPSRLD $22, Y7, Y7
 	VPSRLD $22, Y8, Y8
 	VPSRLD $22, Y9, Y9
-	VPERMPS actTanhValueTable<>+128(SB), Y6, Y14
+	VPERMPS constants<>+2304(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actTanhValueTable<>+128(SB), Y7, Y14
+	VPERMPS constants<>+2304(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actTanhValueTable<>+128(SB), Y8, Y14
+	VPERMPS constants<>+2304(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actTanhValueTable<>+128(SB), Y9, Y14
+	VPERMPS constants<>+2304(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actTanhValueTable<>+160(SB), Y6, Y10
-	VPERMPS actTanhValueTable<>+160(SB), Y7, Y11
-	VPERMPS actTanhValueTable<>+160(SB), Y8, Y12
-	VPERMPS actTanhValueTable<>+160(SB), Y9, Y13
-	VPERMPS actTanhValueTable<>+192(SB), Y6, Y14
+	VPERMPS constants<>+2336(SB), Y6, Y10
+	VPERMPS constants<>+2336(SB), Y7, Y11
+	VPERMPS constants<>+2336(SB), Y8, Y12
+	VPERMPS constants<>+2336(SB), Y9, Y13
+	VPERMPS constants<>+2368(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actTanhValueTable<>+192(SB), Y7, Y14
+	VPERMPS constants<>+2368(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actTanhValueTable<>+192(SB), Y8, Y14
+	VPERMPS constants<>+2368(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actTanhValueTable<>+192(SB), Y9, Y14
+	VPERMPS constants<>+2368(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actTanhValueTable<>+224(SB), Y6, Y14
+	VPERMPS constants<>+2400(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actTanhValueTable<>+224(SB), Y7, Y14
+	VPERMPS constants<>+2400(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actTanhValueTable<>+224(SB), Y8, Y14
+	VPERMPS constants<>+2400(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actTanhValueTable<>+224(SB), Y9, Y14
+	VPERMPS constants<>+2400(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actTanhValueTable<>+256(SB), Y6, Y14
+	VPERMPS constants<>+2432(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actTanhValueTable<>+256(SB), Y7, Y14
+	VPERMPS constants<>+2432(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actTanhValueTable<>+256(SB), Y8, Y14
+	VPERMPS constants<>+2432(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actTanhValueTable<>+256(SB), Y9, Y14
+	VPERMPS constants<>+2432(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actTanhValueTable<>+288(SB), Y6, Y14
+	VPERMPS constants<>+2464(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actTanhValueTable<>+288(SB), Y7, Y14
+	VPERMPS constants<>+2464(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actTanhValueTable<>+288(SB), Y8, Y14
+	VPERMPS constants<>+2464(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actTanhValueTable<>+288(SB), Y9, Y14
+	VPERMPS constants<>+2464(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actTanhValueTable<>+320(SB), Y6, Y14
+	VPERMPS constants<>+2496(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actTanhValueTable<>+320(SB), Y7, Y14
+	VPERMPS constants<>+2496(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actTanhValueTable<>+320(SB), Y8, Y14
+	VPERMPS constants<>+2496(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actTanhValueTable<>+320(SB), Y9, Y14
+	VPERMPS constants<>+2496(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actTanhValueTable<>+352(SB), Y6, Y14
+	VPERMPS constants<>+2528(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actTanhValueTable<>+352(SB), Y7, Y14
+	VPERMPS constants<>+2528(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actTanhValueTable<>+352(SB), Y8, Y14
+	VPERMPS constants<>+2528(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actTanhValueTable<>+352(SB), Y9, Y14
+	VPERMPS constants<>+2528(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actTanhValueTable<>+384(SB), Y6, Y6
-	VPERMPS actTanhValueTable<>+384(SB), Y7, Y7
-	VPERMPS actTanhValueTable<>+384(SB), Y8, Y8
-	VPERMPS actTanhValueTable<>+384(SB), Y9, Y9
-	VMOVUPS actTanhValueTable<>+416(SB), Y14
+	VPERMPS constants<>+2560(SB), Y6, Y6
+	VPERMPS constants<>+2560(SB), Y7, Y7
+	VPERMPS constants<>+2560(SB), Y8, Y8
+	VPERMPS constants<>+2560(SB), Y9, Y9
+	VMOVUPS constants<>+2592(SB), Y14
 	VPMINSD Y14, Y2, Y2
 	VPMINSD Y14, Y3, Y3
 	VPMINSD Y14, Y4, Y4
@@ -19503,161 +18800,24 @@ TEXT ·actTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
 	VMOVUPS 0(R14), Y6
-	VANDPS actTanhValueTable<>+448(SB), Y6, Y6
+	VANDPS constants<>+32(SB), Y6, Y6
 	VORPS Y6, Y10, Y2
 	VMOVUPS 32(R14), Y7
-	VANDPS actTanhValueTable<>+448(SB), Y7, Y7
+	VANDPS constants<>+32(SB), Y7, Y7
 	VORPS Y7, Y11, Y3
 	VMOVUPS 64(R14), Y8
-	VANDPS actTanhValueTable<>+448(SB), Y8, Y8
+	VANDPS constants<>+32(SB), Y8, Y8
 	VORPS Y8, Y12, Y4
 	VMOVUPS 96(R14), Y9
-	VANDPS actTanhValueTable<>+448(SB), Y9, Y9
+	VANDPS constants<>+32(SB), Y9, Y9
 	VORPS Y9, Y13, Y5
 	RET
-DATA actTanhSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA actTanhSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA actTanhSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA actTanhSlopeTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA actTanhSlopeTable<>+32(SB)/8, $0x40ab333340ab3333
-DATA actTanhSlopeTable<>+40(SB)/8, $0x40ab333340ab3333
-DATA actTanhSlopeTable<>+48(SB)/8, $0x40ab333340ab3333
-DATA actTanhSlopeTable<>+56(SB)/8, $0x40ab333340ab3333
-DATA actTanhSlopeTable<>+64(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+72(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+80(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+88(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+96(SB)/8, $0x3fb333333fb33333
-DATA actTanhSlopeTable<>+104(SB)/8, $0x3fb333333fb33333
-DATA actTanhSlopeTable<>+112(SB)/8, $0x3fb333333fb33333
-DATA actTanhSlopeTable<>+120(SB)/8, $0x3fb333333fb33333
-DATA actTanhSlopeTable<>+128(SB)/8, $0x4b4000004b400000
-DATA actTanhSlopeTable<>+136(SB)/8, $0x4b4000004b400000
-DATA actTanhSlopeTable<>+144(SB)/8, $0x4b4000004b400000
-DATA actTanhSlopeTable<>+152(SB)/8, $0x4b4000004b400000
-DATA actTanhSlopeTable<>+160(SB)/8, $0x3f24f4413e7953ec
-DATA actTanhSlopeTable<>+168(SB)/8, $0x401617753fc2222b
-DATA actTanhSlopeTable<>+176(SB)/8, $0x4070dc274043406d
-DATA actTanhSlopeTable<>+184(SB)/8, $0x40a473be408d13da
-DATA actTanhSlopeTable<>+192(SB)/8, $0xbd84a3f83e5bf85b
-DATA actTanhSlopeTable<>+200(SB)/8, $0x3b01dd5c3bb5cacb
-DATA actTanhSlopeTable<>+208(SB)/8, $0xb8843904b88fe64c
-DATA actTanhSlopeTable<>+216(SB)/8, $0xb69608c9b7966239
-DATA actTanhSlopeTable<>+224(SB)/8, $0x3e46f5cfbdf3857a
-DATA actTanhSlopeTable<>+232(SB)/8, $0x3a2c2e40bcdbf05a
-DATA actTanhSlopeTable<>+240(SB)/8, $0x39337ceb3a1d91b5
-DATA actTanhSlopeTable<>+248(SB)/8, $0x3748c46f385771ce
-DATA actTanhSlopeTable<>+256(SB)/8, $0xbdee1ccdbed2b378
-DATA actTanhSlopeTable<>+264(SB)/8, $0xbb93f2b93d24acf3
-DATA actTanhSlopeTable<>+272(SB)/8, $0xba118d1ebb06679f
-DATA actTanhSlopeTable<>+280(SB)/8, $0xb8191fc7b923be84
-DATA actTanhSlopeTable<>+288(SB)/8, $0xbe938cfa3ec01fb8
-DATA actTanhSlopeTable<>+296(SB)/8, $0x3c9174fabc2164a7
-DATA actTanhSlopeTable<>+304(SB)/8, $0x3ab8ffc43bb5dba2
-DATA actTanhSlopeTable<>+312(SB)/8, $0x38c00dce39ce2900
-DATA actTanhSlopeTable<>+320(SB)/8, $0x3f0791c53f0c914f
-DATA actTanhSlopeTable<>+328(SB)/8, $0xbd2c7c80bdce1ef5
-DATA actTanhSlopeTable<>+336(SB)/8, $0xbb3a9254bc3cbd93
-DATA actTanhSlopeTable<>+344(SB)/8, $0xb9401ed9ba4ea0f9
-DATA actTanhSlopeTable<>+352(SB)/8, $0xbcb510a6bf481c56
-DATA actTanhSlopeTable<>+360(SB)/8, $0x3d8bbde13e845192
-DATA actTanhSlopeTable<>+368(SB)/8, $0x3b8c894a3c902472
-DATA actTanhSlopeTable<>+376(SB)/8, $0x399020dc3a9b2723
-DATA actTanhSlopeTable<>+384(SB)/8, $0xbf44fd29bee692b8
-DATA actTanhSlopeTable<>+392(SB)/8, $0xbd910b9dbea309be
-DATA actTanhSlopeTable<>+400(SB)/8, $0xbb8cd6f2bc91718f
-DATA actTanhSlopeTable<>+408(SB)/8, $0xb99025fbba9b3eb7
-DATA actTanhSlopeTable<>+416(SB)/8, $0x3f2d73453f716748
-DATA actTanhSlopeTable<>+424(SB)/8, $0x3d13bbf03e3388df
-DATA actTanhSlopeTable<>+432(SB)/8, $0x3b0cfdca3c1218b0
-DATA actTanhSlopeTable<>+440(SB)/8, $0x391028853a1b4a7f
-DATA actTanhSlopeTable<>+448(SB)/8, $0x40ab333440ab3334
-DATA actTanhSlopeTable<>+456(SB)/8, $0x40ab333440ab3334
-DATA actTanhSlopeTable<>+464(SB)/8, $0x40ab333440ab3334
-DATA actTanhSlopeTable<>+472(SB)/8, $0x40ab333440ab3334
-DATA actTanhSlopeTable<>+480(SB)/8, $0x422c0000422c0000
-DATA actTanhSlopeTable<>+488(SB)/8, $0x422c0000422c0000
-DATA actTanhSlopeTable<>+496(SB)/8, $0x422c0000422c0000
-DATA actTanhSlopeTable<>+504(SB)/8, $0x422c0000422c0000
-DATA actTanhSlopeTable<>+512(SB)/8, $0x7f8000007f800000
-DATA actTanhSlopeTable<>+520(SB)/8, $0x7f8000007f800000
-DATA actTanhSlopeTable<>+528(SB)/8, $0x7f8000007f800000
-DATA actTanhSlopeTable<>+536(SB)/8, $0x7f8000007f800000
-DATA actTanhSlopeTable<>+544(SB)/8, $0x7f8000017f800001
-DATA actTanhSlopeTable<>+552(SB)/8, $0x7f8000017f800001
-DATA actTanhSlopeTable<>+560(SB)/8, $0x7f8000017f800001
-DATA actTanhSlopeTable<>+568(SB)/8, $0x7f8000017f800001
-DATA actTanhSlopeTable<>+576(SB)/8, $0x42dc000042dc0000
-DATA actTanhSlopeTable<>+584(SB)/8, $0x42dc000042dc0000
-DATA actTanhSlopeTable<>+592(SB)/8, $0x42dc000042dc0000
-DATA actTanhSlopeTable<>+600(SB)/8, $0x42dc000042dc0000
-DATA actTanhSlopeTable<>+608(SB)/8, $0xc138aa3bc138aa3b
-DATA actTanhSlopeTable<>+616(SB)/8, $0xc138aa3bc138aa3b
-DATA actTanhSlopeTable<>+624(SB)/8, $0xc138aa3bc138aa3b
-DATA actTanhSlopeTable<>+632(SB)/8, $0xc138aa3bc138aa3b
-DATA actTanhSlopeTable<>+640(SB)/8, $0x3db170003db17000
-DATA actTanhSlopeTable<>+648(SB)/8, $0x3db170003db17000
-DATA actTanhSlopeTable<>+656(SB)/8, $0x3db170003db17000
-DATA actTanhSlopeTable<>+664(SB)/8, $0x3db170003db17000
-DATA actTanhSlopeTable<>+672(SB)/8, $0x3685fdf43685fdf4
-DATA actTanhSlopeTable<>+680(SB)/8, $0x3685fdf43685fdf4
-DATA actTanhSlopeTable<>+688(SB)/8, $0x3685fdf43685fdf4
-DATA actTanhSlopeTable<>+696(SB)/8, $0x3685fdf43685fdf4
-DATA actTanhSlopeTable<>+704(SB)/8, $0xb928f58300000000
-DATA actTanhSlopeTable<>+712(SB)/8, $0x37e54670b955a498
-DATA actTanhSlopeTable<>+720(SB)/8, $0xb914aa90b8e00620
-DATA actTanhSlopeTable<>+728(SB)/8, $0xb758e8ddb8bdce0e
-DATA actTanhSlopeTable<>+736(SB)/8, $0x5f7b90005f800000
-DATA actTanhSlopeTable<>+744(SB)/8, $0x5f7600005f783000
-DATA actTanhSlopeTable<>+752(SB)/8, $0x5f7560005f750000
-DATA actTanhSlopeTable<>+760(SB)/8, $0x5f7ac0005f774000
-DATA actTanhSlopeTable<>+768(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actTanhSlopeTable<>+776(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actTanhSlopeTable<>+784(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actTanhSlopeTable<>+792(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actTanhSlopeTable<>+800(SB)/8, $0x3f00044b3f00044b
-DATA actTanhSlopeTable<>+808(SB)/8, $0x3f00044b3f00044b
-DATA actTanhSlopeTable<>+816(SB)/8, $0x3f00044b3f00044b
-DATA actTanhSlopeTable<>+824(SB)/8, $0x3f00044b3f00044b
-DATA actTanhSlopeTable<>+832(SB)/8, $0x3f8000003f800000
-DATA actTanhSlopeTable<>+840(SB)/8, $0x3f8000003f800000
-DATA actTanhSlopeTable<>+848(SB)/8, $0x3f8000003f800000
-DATA actTanhSlopeTable<>+856(SB)/8, $0x3f8000003f800000
-DATA actTanhSlopeTable<>+864(SB)/8, $0x5080000050800000
-DATA actTanhSlopeTable<>+872(SB)/8, $0x5080000050800000
-DATA actTanhSlopeTable<>+880(SB)/8, $0x5080000050800000
-DATA actTanhSlopeTable<>+888(SB)/8, $0x5080000050800000
-DATA actTanhSlopeTable<>+896(SB)/8, $0x9f7f28219f7f2821
-DATA actTanhSlopeTable<>+904(SB)/8, $0x9f7f28219f7f2821
-DATA actTanhSlopeTable<>+912(SB)/8, $0x9f7f28219f7f2821
-DATA actTanhSlopeTable<>+920(SB)/8, $0x9f7f28219f7f2821
-DATA actTanhSlopeTable<>+928(SB)/8, $0x3f806bfa3f806bfa
-DATA actTanhSlopeTable<>+936(SB)/8, $0x3f806bfa3f806bfa
-DATA actTanhSlopeTable<>+944(SB)/8, $0x3f806bfa3f806bfa
-DATA actTanhSlopeTable<>+952(SB)/8, $0x3f806bfa3f806bfa
-DATA actTanhSlopeTable<>+960(SB)/8, $0x1f8000001f800000
-DATA actTanhSlopeTable<>+968(SB)/8, $0x1f8000001f800000
-DATA actTanhSlopeTable<>+976(SB)/8, $0x1f8000001f800000
-DATA actTanhSlopeTable<>+984(SB)/8, $0x1f8000001f800000
-DATA actTanhSlopeTable<>+992(SB)/8, $0xe0800000e0800000
-DATA actTanhSlopeTable<>+1000(SB)/8, $0xe0800000e0800000
-DATA actTanhSlopeTable<>+1008(SB)/8, $0xe0800000e0800000
-DATA actTanhSlopeTable<>+1016(SB)/8, $0xe0800000e0800000
-DATA actTanhSlopeTable<>+1024(SB)/8, $0xe1000000e1000000
-DATA actTanhSlopeTable<>+1032(SB)/8, $0xe1000000e1000000
-DATA actTanhSlopeTable<>+1040(SB)/8, $0xe1000000e1000000
-DATA actTanhSlopeTable<>+1048(SB)/8, $0xe1000000e1000000
-DATA actTanhSlopeTable<>+1056(SB)/8, $0x2080000020800000
-DATA actTanhSlopeTable<>+1064(SB)/8, $0x2080000020800000
-DATA actTanhSlopeTable<>+1072(SB)/8, $0x2080000020800000
-DATA actTanhSlopeTable<>+1080(SB)/8, $0x2080000020800000
-GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $1088
 TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS actTanhSlopeTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
@@ -19665,113 +18825,113 @@ TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD actTanhSlopeTable<>+32(SB), Y9, Y10
-	VTESTPS actTanhSlopeTable<>+64(SB), Y10
+	VPCMPGTD constants<>+1280(SB), Y9, Y10
+	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actTanhSlopeTable<>+96(SB), Y14
+	VMOVUPS constants<>+1312(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS actTanhSlopeTable<>+128(SB), Y14
+	VMOVUPS constants<>+1344(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actTanhSlopeTable<>+160(SB), Y6, Y14
+	VPERMPS constants<>+2624(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actTanhSlopeTable<>+160(SB), Y7, Y14
+	VPERMPS constants<>+2624(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actTanhSlopeTable<>+160(SB), Y8, Y14
+	VPERMPS constants<>+2624(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actTanhSlopeTable<>+160(SB), Y9, Y14
+	VPERMPS constants<>+2624(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actTanhSlopeTable<>+192(SB), Y6, Y10
-	VPERMPS actTanhSlopeTable<>+192(SB), Y7, Y11
-	VPERMPS actTanhSlopeTable<>+192(SB), Y8, Y12
-	VPERMPS actTanhSlopeTable<>+192(SB), Y9, Y13
-	VPERMPS actTanhSlopeTable<>+224(SB), Y6, Y14
+	VPERMPS constants<>+2656(SB), Y6, Y10
+	VPERMPS constants<>+2656(SB), Y7, Y11
+	VPERMPS constants<>+2656(SB), Y8, Y12
+	VPERMPS constants<>+2656(SB), Y9, Y13
+	VPERMPS constants<>+2688(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actTanhSlopeTable<>+224(SB), Y7, Y14
+	VPERMPS constants<>+2688(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actTanhSlopeTable<>+224(SB), Y8, Y14
+	VPERMPS constants<>+2688(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actTanhSlopeTable<>+224(SB), Y9, Y14
+	VPERMPS constants<>+2688(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actTanhSlopeTable<>+256(SB), Y6, Y14
+	VPERMPS constants<>+2720(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actTanhSlopeTable<>+256(SB), Y7, Y14
+	VPERMPS constants<>+2720(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actTanhSlopeTable<>+256(SB), Y8, Y14
+	VPERMPS constants<>+2720(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actTanhSlopeTable<>+256(SB), Y9, Y14
+	VPERMPS constants<>+2720(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actTanhSlopeTable<>+288(SB), Y6, Y14
+	VPERMPS constants<>+2752(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actTanhSlopeTable<>+288(SB), Y7, Y14
+	VPERMPS constants<>+2752(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actTanhSlopeTable<>+288(SB), Y8, Y14
+	VPERMPS constants<>+2752(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actTanhSlopeTable<>+288(SB), Y9, Y14
+	VPERMPS constants<>+2752(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actTanhSlopeTable<>+320(SB), Y6, Y14
+	VPERMPS constants<>+2784(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actTanhSlopeTable<>+320(SB), Y7, Y14
+	VPERMPS constants<>+2784(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actTanhSlopeTable<>+320(SB), Y8, Y14
+	VPERMPS constants<>+2784(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actTanhSlopeTable<>+320(SB), Y9, Y14
+	VPERMPS constants<>+2784(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actTanhSlopeTable<>+352(SB), Y6, Y14
+	VPERMPS constants<>+2816(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actTanhSlopeTable<>+352(SB), Y7, Y14
+	VPERMPS constants<>+2816(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actTanhSlopeTable<>+352(SB), Y8, Y14
+	VPERMPS constants<>+2816(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actTanhSlopeTable<>+352(SB), Y9, Y14
+	VPERMPS constants<>+2816(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actTanhSlopeTable<>+384(SB), Y6, Y14
+	VPERMPS constants<>+2848(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actTanhSlopeTable<>+384(SB), Y7, Y14
+	VPERMPS constants<>+2848(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actTanhSlopeTable<>+384(SB), Y8, Y14
+	VPERMPS constants<>+2848(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actTanhSlopeTable<>+384(SB), Y9, Y14
+	VPERMPS constants<>+2848(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actTanhSlopeTable<>+416(SB), Y6, Y6
-	VPERMPS actTanhSlopeTable<>+416(SB), Y7, Y7
-	VPERMPS actTanhSlopeTable<>+416(SB), Y8, Y8
-	VPERMPS actTanhSlopeTable<>+416(SB), Y9, Y9
+	VPERMPS constants<>+2880(SB), Y6, Y6
+	VPERMPS constants<>+2880(SB), Y7, Y7
+	VPERMPS constants<>+2880(SB), Y8, Y8
+	VPERMPS constants<>+2880(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -19790,7 +18950,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
+	VMOVUPS constants<>+1280(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -19805,7 +18965,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actTanhSlopeTable<>+64(SB), Y14
+	VMOVUPS constants<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -19821,7 +18981,7 @@ mixed8:
 	VORPS Y9, Y8, Y8
 	VORPS Y8, Y6, Y12
 	MOVQ $2, 416(R14)
-	VANDPS actTanhSlopeTable<>+0(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
@@ -19829,18 +18989,18 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS actTanhSlopeTable<>+448(SB), Y14
+	VMOVUPS constants<>+1632(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
-	VPCMPGTD actTanhSlopeTable<>+480(SB), Y9, Y12
+	VPCMPGTD constants<>+2912(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ pairs13
 	MOVQ $3, 416(R14)
-	VPCMPGTD actTanhSlopeTable<>+512(SB), Y9, Y12
+	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS actTanhSlopeTable<>+544(SB), Y14
+	VMOVUPS constants<>+1696(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -19866,29 +19026,29 @@ load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
 	VADDPS Y13, Y13, Y13
-	VPMINSD actTanhSlopeTable<>+576(SB), Y13, Y13
-	VMULPS actTanhSlopeTable<>+608(SB), Y13, Y11
-	VADDPS actTanhSlopeTable<>+128(SB), Y11, Y11
-	VSUBPS actTanhSlopeTable<>+128(SB), Y11, Y10
+	VPMINSD constants<>+1728(SB), Y13, Y13
+	VMULPS constants<>+1760(SB), Y13, Y11
+	VADDPS constants<>+1344(SB), Y11, Y11
+	VSUBPS constants<>+1344(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS actTanhSlopeTable<>+640(SB), Y10, Y8
+	VMULPS constants<>+1792(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS actTanhSlopeTable<>+672(SB), Y10, Y10
-	VPERMPS actTanhSlopeTable<>+704(SB), Y11, Y7
+	VMULPS constants<>+1824(SB), Y10, Y10
+	VPERMPS constants<>+1856(SB), Y11, Y7
 	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS actTanhSlopeTable<>+736(SB), Y11, Y10
+	VPERMPS constants<>+1888(SB), Y11, Y10
 	VPADDD Y6, Y10, Y6
-	VMULPS actTanhSlopeTable<>+768(SB), Y8, Y7
-	VADDPS actTanhSlopeTable<>+800(SB), Y7, Y7
+	VMULPS constants<>+1952(SB), Y8, Y7
+	VADDPS constants<>+2208(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS actTanhSlopeTable<>+832(SB), Y7, Y7
+	VSUBPS constants<>+1056(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD actTanhSlopeTable<>+864(SB), Y8, Y10
-	VMULPS actTanhSlopeTable<>+896(SB), Y10, Y10
-	VADDPS actTanhSlopeTable<>+928(SB), Y10, Y11
+	VPMAXSD constants<>+1984(SB), Y8, Y10
+	VMULPS constants<>+2016(SB), Y10, Y10
+	VADDPS constants<>+2048(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
@@ -19897,9 +19057,9 @@ vector7:
 	VMULPS Y10, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VADDPS Y7, Y6, Y12
-	VADDPS actTanhSlopeTable<>+960(SB), Y12, Y13
-	VPADDD actTanhSlopeTable<>+992(SB), Y13, Y13
-	VPADDD actTanhSlopeTable<>+1024(SB), Y12, Y12
+	VADDPS constants<>+2176(SB), Y12, Y13
+	VPADDD constants<>+2944(SB), Y13, Y13
+	VPADDD constants<>+2976(SB), Y12, Y12
 	VPMAXSD Y13, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 next15:
@@ -19946,50 +19106,50 @@ loop16:
 	VMOVUPS 160(R14)(AX*1), Y8
 	VADDPS Y2, Y2, Y2
 	VADDPS Y8, Y8, Y8
-	VMULPS actTanhSlopeTable<>+608(SB), Y2, Y7
-	VMULPS actTanhSlopeTable<>+608(SB), Y8, Y13
-	VADDPS actTanhSlopeTable<>+128(SB), Y7, Y7
-	VADDPS actTanhSlopeTable<>+128(SB), Y13, Y13
-	VSUBPS actTanhSlopeTable<>+128(SB), Y7, Y6
-	VSUBPS actTanhSlopeTable<>+128(SB), Y13, Y12
+	VMULPS constants<>+1760(SB), Y2, Y7
+	VMULPS constants<>+1760(SB), Y8, Y13
+	VADDPS constants<>+1344(SB), Y7, Y7
+	VADDPS constants<>+1344(SB), Y13, Y13
+	VSUBPS constants<>+1344(SB), Y7, Y6
+	VSUBPS constants<>+1344(SB), Y13, Y12
 	VPSLLD $20, Y7, Y3
 	VPSLLD $20, Y13, Y9
-	VMULPS actTanhSlopeTable<>+640(SB), Y6, Y5
-	VMULPS actTanhSlopeTable<>+640(SB), Y12, Y11
+	VMULPS constants<>+1792(SB), Y6, Y5
+	VMULPS constants<>+1792(SB), Y12, Y11
 	VADDPS Y5, Y2, Y5
 	VADDPS Y11, Y8, Y11
-	VMULPS actTanhSlopeTable<>+672(SB), Y6, Y6
-	VMULPS actTanhSlopeTable<>+672(SB), Y12, Y12
-	VPERMPS actTanhSlopeTable<>+704(SB), Y7, Y4
-	VPERMPS actTanhSlopeTable<>+704(SB), Y13, Y10
+	VMULPS constants<>+1824(SB), Y6, Y6
+	VMULPS constants<>+1824(SB), Y12, Y12
+	VPERMPS constants<>+1856(SB), Y7, Y4
+	VPERMPS constants<>+1856(SB), Y13, Y10
 	VADDPS Y4, Y6, Y6
 	VADDPS Y10, Y12, Y12
 	VADDPS Y6, Y5, Y5
 	VADDPS Y12, Y11, Y11
-	VPERMPS actTanhSlopeTable<>+736(SB), Y7, Y6
-	VPERMPS actTanhSlopeTable<>+736(SB), Y13, Y12
+	VPERMPS constants<>+1888(SB), Y7, Y6
+	VPERMPS constants<>+1888(SB), Y13, Y12
 	VPADDD Y3, Y6, Y3
 	VPADDD Y9, Y12, Y9
-	VMULPS actTanhSlopeTable<>+768(SB), Y5, Y4
-	VMULPS actTanhSlopeTable<>+768(SB), Y11, Y10
-	VADDPS actTanhSlopeTable<>+800(SB), Y4, Y4
-	VADDPS actTanhSlopeTable<>+800(SB), Y10, Y10
+	VMULPS constants<>+1952(SB), Y5, Y4
+	VMULPS constants<>+1952(SB), Y11, Y10
+	VADDPS constants<>+2208(SB), Y4, Y4
+	VADDPS constants<>+2208(SB), Y10, Y10
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VSUBPS actTanhSlopeTable<>+832(SB), Y4, Y4
-	VSUBPS actTanhSlopeTable<>+832(SB), Y10, Y10
+	VSUBPS constants<>+1056(SB), Y4, Y4
+	VSUBPS constants<>+1056(SB), Y10, Y10
 	VMULPS Y5, Y3, Y5
 	VMULPS Y11, Y9, Y11
 	VMULPS Y4, Y5, Y4
 	VMULPS Y10, Y11, Y10
 	VADDPS Y4, Y3, Y5
 	VADDPS Y10, Y9, Y11
-	VPMAXSD actTanhSlopeTable<>+864(SB), Y5, Y6
-	VPMAXSD actTanhSlopeTable<>+864(SB), Y11, Y12
-	VMULPS actTanhSlopeTable<>+896(SB), Y6, Y6
-	VMULPS actTanhSlopeTable<>+896(SB), Y12, Y12
-	VADDPS actTanhSlopeTable<>+928(SB), Y6, Y7
-	VADDPS actTanhSlopeTable<>+928(SB), Y12, Y13
+	VPMAXSD constants<>+1984(SB), Y5, Y6
+	VPMAXSD constants<>+1984(SB), Y11, Y12
+	VMULPS constants<>+2016(SB), Y6, Y6
+	VMULPS constants<>+2016(SB), Y12, Y12
+	VADDPS constants<>+2048(SB), Y6, Y7
+	VADDPS constants<>+2048(SB), Y12, Y13
 	VMULPS Y6, Y5, Y5
 	VMULPS Y12, Y11, Y11
 	VMULPS Y7, Y5, Y5
@@ -20006,8 +19166,8 @@ loop16:
 	VADDPS Y11, Y10, Y10
 	VADDPS Y4, Y3, Y7
 	VADDPS Y10, Y9, Y13
-	VMULPS actTanhSlopeTable<>+1056(SB), Y7, Y7
-	VMULPS actTanhSlopeTable<>+1056(SB), Y13, Y13
+	VMULPS constants<>+2080(SB), Y7, Y7
+	VMULPS constants<>+2080(SB), Y13, Y13
 	VMOVUPS Y7, 128(R14)(AX*1)
 	VMOVUPS Y13, 160(R14)(AX*1)
 	SUBQ $64, AX
@@ -20019,153 +19179,12 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-DATA actSiLUValueTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA actSiLUValueTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA actSiLUValueTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA actSiLUValueTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA actSiLUValueTable<>+32(SB)/8, $0x40ab333340ab3333
-DATA actSiLUValueTable<>+40(SB)/8, $0x40ab333340ab3333
-DATA actSiLUValueTable<>+48(SB)/8, $0x40ab333340ab3333
-DATA actSiLUValueTable<>+56(SB)/8, $0x40ab333340ab3333
-DATA actSiLUValueTable<>+64(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+72(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+80(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+88(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+96(SB)/8, $0x3fb333333fb33333
-DATA actSiLUValueTable<>+104(SB)/8, $0x3fb333333fb33333
-DATA actSiLUValueTable<>+112(SB)/8, $0x3fb333333fb33333
-DATA actSiLUValueTable<>+120(SB)/8, $0x3fb333333fb33333
-DATA actSiLUValueTable<>+128(SB)/8, $0x4b4000004b400000
-DATA actSiLUValueTable<>+136(SB)/8, $0x4b4000004b400000
-DATA actSiLUValueTable<>+144(SB)/8, $0x4b4000004b400000
-DATA actSiLUValueTable<>+152(SB)/8, $0x4b4000004b400000
-DATA actSiLUValueTable<>+160(SB)/8, $0x3f1252d700000000
-DATA actSiLUValueTable<>+168(SB)/8, $0x400b394d3fbceb61
-DATA actSiLUValueTable<>+176(SB)/8, $0x4064f2e54036ef72
-DATA actSiLUValueTable<>+184(SB)/8, $0x40a41fd2408dcfd1
-DATA actSiLUValueTable<>+192(SB)/8, $0xb84f677ebafe31a0
-DATA actSiLUValueTable<>+200(SB)/8, $0x398dc9fc3a889fc8
-DATA actSiLUValueTable<>+208(SB)/8, $0xb8de41b1b8df8453
-DATA actSiLUValueTable<>+216(SB)/8, $0xb78ab645b84c1c7e
-DATA actSiLUValueTable<>+224(SB)/8, $0xbbae88a4b89c2205
-DATA actSiLUValueTable<>+232(SB)/8, $0x3a6c0d34bae9bdc3
-DATA actSiLUValueTable<>+240(SB)/8, $0x39fe88603a83122c
-DATA actSiLUValueTable<>+248(SB)/8, $0x3789434e38f8ba8d
-DATA actSiLUValueTable<>+256(SB)/8, $0x3c44f5e43caac981
-DATA actSiLUValueTable<>+264(SB)/8, $0xbbf6e383bbe8429e
-DATA actSiLUValueTable<>+272(SB)/8, $0xba988e41bb7ab45a
-DATA actSiLUValueTable<>+280(SB)/8, $0x395a68a236015478
-DATA actSiLUValueTable<>+288(SB)/8, $0x3d260369b59fdb68
-DATA actSiLUValueTable<>+296(SB)/8, $0x3cb015be3d34caae
-DATA actSiLUValueTable<>+304(SB)/8, $0xba47ad413bc30e12
-DATA actSiLUValueTable<>+312(SB)/8, $0xbafdb4e2bb176780
-DATA actSiLUValueTable<>+320(SB)/8, $0xbe5965b4be7ffffe
-DATA actSiLUValueTable<>+328(SB)/8, $0xbc4950c6bda66bf4
-DATA actSiLUValueTable<>+336(SB)/8, $0x3c95d0eb3c666d29
-DATA actSiLUValueTable<>+344(SB)/8, $0x3c1324723c5d7f2d
-DATA actSiLUValueTable<>+352(SB)/8, $0x3e6a8a1d3f000000
-DATA actSiLUValueTable<>+360(SB)/8, $0xbdc727b5bd196eb6
-DATA actSiLUValueTable<>+368(SB)/8, $0xbd8a1aaabdbd3eb9
-DATA actSiLUValueTable<>+376(SB)/8, $0xbcc5b527bd22b96d
-DATA actSiLUValueTable<>+384(SB)/8, $0x3e53378e00000000
-DATA actSiLUValueTable<>+392(SB)/8, $0x3e632d753e8c9692
-DATA actSiLUValueTable<>+400(SB)/8, $0x3dc734e23e1eca1b
-DATA actSiLUValueTable<>+408(SB)/8, $0x3cf766b83d5561ff
-DATA actSiLUValueTable<>+416(SB)/8, $0x40ab333440ab3334
-DATA actSiLUValueTable<>+424(SB)/8, $0x40ab333440ab3334
-DATA actSiLUValueTable<>+432(SB)/8, $0x40ab333440ab3334
-DATA actSiLUValueTable<>+440(SB)/8, $0x40ab333440ab3334
-DATA actSiLUValueTable<>+448(SB)/8, $0x42ae000042ae0000
-DATA actSiLUValueTable<>+456(SB)/8, $0x42ae000042ae0000
-DATA actSiLUValueTable<>+464(SB)/8, $0x42ae000042ae0000
-DATA actSiLUValueTable<>+472(SB)/8, $0x42ae000042ae0000
-DATA actSiLUValueTable<>+480(SB)/8, $0x7f8000007f800000
-DATA actSiLUValueTable<>+488(SB)/8, $0x7f8000007f800000
-DATA actSiLUValueTable<>+496(SB)/8, $0x7f8000007f800000
-DATA actSiLUValueTable<>+504(SB)/8, $0x7f8000007f800000
-DATA actSiLUValueTable<>+512(SB)/8, $0x7f8000017f800001
-DATA actSiLUValueTable<>+520(SB)/8, $0x7f8000017f800001
-DATA actSiLUValueTable<>+528(SB)/8, $0x7f8000017f800001
-DATA actSiLUValueTable<>+536(SB)/8, $0x7f8000017f800001
-DATA actSiLUValueTable<>+544(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+552(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+560(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+568(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+576(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUValueTable<>+584(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUValueTable<>+592(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUValueTable<>+600(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUValueTable<>+608(SB)/8, $0x3db170003db17000
-DATA actSiLUValueTable<>+616(SB)/8, $0x3db170003db17000
-DATA actSiLUValueTable<>+624(SB)/8, $0x3db170003db17000
-DATA actSiLUValueTable<>+632(SB)/8, $0x3db170003db17000
-DATA actSiLUValueTable<>+640(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUValueTable<>+648(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUValueTable<>+656(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUValueTable<>+664(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUValueTable<>+672(SB)/8, $0xb928f58300000000
-DATA actSiLUValueTable<>+680(SB)/8, $0x37e54670b955a498
-DATA actSiLUValueTable<>+688(SB)/8, $0xb914aa90b8e00620
-DATA actSiLUValueTable<>+696(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSiLUValueTable<>+704(SB)/8, $0x5f7b90005f800000
-DATA actSiLUValueTable<>+712(SB)/8, $0x5f7600005f783000
-DATA actSiLUValueTable<>+720(SB)/8, $0x5f7560005f750000
-DATA actSiLUValueTable<>+728(SB)/8, $0x5f7ac0005f774000
-DATA actSiLUValueTable<>+736(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUValueTable<>+744(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUValueTable<>+752(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUValueTable<>+760(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUValueTable<>+768(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUValueTable<>+776(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUValueTable<>+784(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUValueTable<>+792(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUValueTable<>+800(SB)/8, $0x3f8000003f800000
-DATA actSiLUValueTable<>+808(SB)/8, $0x3f8000003f800000
-DATA actSiLUValueTable<>+816(SB)/8, $0x3f8000003f800000
-DATA actSiLUValueTable<>+824(SB)/8, $0x3f8000003f800000
-DATA actSiLUValueTable<>+832(SB)/8, $0x5080000050800000
-DATA actSiLUValueTable<>+840(SB)/8, $0x5080000050800000
-DATA actSiLUValueTable<>+848(SB)/8, $0x5080000050800000
-DATA actSiLUValueTable<>+856(SB)/8, $0x5080000050800000
-DATA actSiLUValueTable<>+864(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUValueTable<>+872(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUValueTable<>+880(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUValueTable<>+888(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUValueTable<>+896(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUValueTable<>+904(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUValueTable<>+912(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUValueTable<>+920(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUValueTable<>+928(SB)/8, $0xfffff000fffff000
-DATA actSiLUValueTable<>+936(SB)/8, $0xfffff000fffff000
-DATA actSiLUValueTable<>+944(SB)/8, $0xfffff000fffff000
-DATA actSiLUValueTable<>+952(SB)/8, $0xfffff000fffff000
-DATA actSiLUValueTable<>+960(SB)/8, $0x2080000020800000
-DATA actSiLUValueTable<>+968(SB)/8, $0x2080000020800000
-DATA actSiLUValueTable<>+976(SB)/8, $0x2080000020800000
-DATA actSiLUValueTable<>+984(SB)/8, $0x2080000020800000
-DATA actSiLUValueTable<>+992(SB)/8, $0xdf800000df800000
-DATA actSiLUValueTable<>+1000(SB)/8, $0xdf800000df800000
-DATA actSiLUValueTable<>+1008(SB)/8, $0xdf800000df800000
-DATA actSiLUValueTable<>+1016(SB)/8, $0xdf800000df800000
-DATA actSiLUValueTable<>+1024(SB)/8, $0xe0000000e0000000
-DATA actSiLUValueTable<>+1032(SB)/8, $0xe0000000e0000000
-DATA actSiLUValueTable<>+1040(SB)/8, $0xe0000000e0000000
-DATA actSiLUValueTable<>+1048(SB)/8, $0xe0000000e0000000
-DATA actSiLUValueTable<>+1056(SB)/8, $0x8000000080000000
-DATA actSiLUValueTable<>+1064(SB)/8, $0x8000000080000000
-DATA actSiLUValueTable<>+1072(SB)/8, $0x8000000080000000
-DATA actSiLUValueTable<>+1080(SB)/8, $0x8000000080000000
-DATA actSiLUValueTable<>+1088(SB)/8, $0x1f8000001f800000
-DATA actSiLUValueTable<>+1096(SB)/8, $0x1f8000001f800000
-DATA actSiLUValueTable<>+1104(SB)/8, $0x1f8000001f800000
-DATA actSiLUValueTable<>+1112(SB)/8, $0x1f8000001f800000
-GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $1120
 TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS actSiLUValueTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
@@ -20173,101 +19192,101 @@ TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD actSiLUValueTable<>+32(SB), Y9, Y10
-	VTESTPS actSiLUValueTable<>+64(SB), Y10
+	VPCMPGTD constants<>+1280(SB), Y9, Y10
+	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actSiLUValueTable<>+96(SB), Y14
+	VMOVUPS constants<>+1312(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS actSiLUValueTable<>+128(SB), Y14
+	VMOVUPS constants<>+1344(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actSiLUValueTable<>+160(SB), Y6, Y14
+	VPERMPS constants<>+3008(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actSiLUValueTable<>+160(SB), Y7, Y14
+	VPERMPS constants<>+3008(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actSiLUValueTable<>+160(SB), Y8, Y14
+	VPERMPS constants<>+3008(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actSiLUValueTable<>+160(SB), Y9, Y14
+	VPERMPS constants<>+3008(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actSiLUValueTable<>+192(SB), Y6, Y10
-	VPERMPS actSiLUValueTable<>+192(SB), Y7, Y11
-	VPERMPS actSiLUValueTable<>+192(SB), Y8, Y12
-	VPERMPS actSiLUValueTable<>+192(SB), Y9, Y13
-	VPERMPS actSiLUValueTable<>+224(SB), Y6, Y14
+	VPERMPS constants<>+3040(SB), Y6, Y10
+	VPERMPS constants<>+3040(SB), Y7, Y11
+	VPERMPS constants<>+3040(SB), Y8, Y12
+	VPERMPS constants<>+3040(SB), Y9, Y13
+	VPERMPS constants<>+3072(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSiLUValueTable<>+224(SB), Y7, Y14
+	VPERMPS constants<>+3072(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSiLUValueTable<>+224(SB), Y8, Y14
+	VPERMPS constants<>+3072(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSiLUValueTable<>+224(SB), Y9, Y14
+	VPERMPS constants<>+3072(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSiLUValueTable<>+256(SB), Y6, Y14
+	VPERMPS constants<>+3104(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSiLUValueTable<>+256(SB), Y7, Y14
+	VPERMPS constants<>+3104(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSiLUValueTable<>+256(SB), Y8, Y14
+	VPERMPS constants<>+3104(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSiLUValueTable<>+256(SB), Y9, Y14
+	VPERMPS constants<>+3104(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSiLUValueTable<>+288(SB), Y6, Y14
+	VPERMPS constants<>+3136(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSiLUValueTable<>+288(SB), Y7, Y14
+	VPERMPS constants<>+3136(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSiLUValueTable<>+288(SB), Y8, Y14
+	VPERMPS constants<>+3136(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSiLUValueTable<>+288(SB), Y9, Y14
+	VPERMPS constants<>+3136(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSiLUValueTable<>+320(SB), Y6, Y14
+	VPERMPS constants<>+3168(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSiLUValueTable<>+320(SB), Y7, Y14
+	VPERMPS constants<>+3168(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSiLUValueTable<>+320(SB), Y8, Y14
+	VPERMPS constants<>+3168(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSiLUValueTable<>+320(SB), Y9, Y14
+	VPERMPS constants<>+3168(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSiLUValueTable<>+352(SB), Y6, Y14
+	VPERMPS constants<>+3200(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSiLUValueTable<>+352(SB), Y7, Y14
+	VPERMPS constants<>+3200(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSiLUValueTable<>+352(SB), Y8, Y14
+	VPERMPS constants<>+3200(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSiLUValueTable<>+352(SB), Y9, Y14
+	VPERMPS constants<>+3200(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actSiLUValueTable<>+384(SB), Y6, Y6
-	VPERMPS actSiLUValueTable<>+384(SB), Y7, Y7
-	VPERMPS actSiLUValueTable<>+384(SB), Y8, Y8
-	VPERMPS actSiLUValueTable<>+384(SB), Y9, Y9
+	VPERMPS constants<>+3232(SB), Y6, Y6
+	VPERMPS constants<>+3232(SB), Y7, Y7
+	VPERMPS constants<>+3232(SB), Y8, Y8
+	VPERMPS constants<>+3232(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -20294,7 +19313,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS actSiLUValueTable<>+32(SB), Y14
+	VMOVUPS constants<>+1280(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -20309,7 +19328,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actSiLUValueTable<>+64(SB), Y14
+	VMOVUPS constants<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -20325,7 +19344,7 @@ mixed8:
 	VORPS Y9, Y8, Y8
 	VORPS Y8, Y6, Y12
 	MOVQ $2, 416(R14)
-	VANDPS actSiLUValueTable<>+0(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
@@ -20333,18 +19352,18 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS actSiLUValueTable<>+416(SB), Y14
+	VMOVUPS constants<>+1632(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
-	VPCMPGTD actSiLUValueTable<>+448(SB), Y9, Y12
+	VPCMPGTD constants<>+1664(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ pairs13
 	MOVQ $3, 416(R14)
-	VPCMPGTD actSiLUValueTable<>+480(SB), Y9, Y12
+	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS actSiLUValueTable<>+512(SB), Y14
+	VMOVUPS constants<>+1696(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -20369,44 +19388,44 @@ loop14:
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
-	VPMINSD actSiLUValueTable<>+544(SB), Y13, Y13
-	VMULPS actSiLUValueTable<>+576(SB), Y13, Y11
-	VADDPS actSiLUValueTable<>+128(SB), Y11, Y11
-	VSUBPS actSiLUValueTable<>+128(SB), Y11, Y10
+	VPMINSD constants<>+1728(SB), Y13, Y13
+	VMULPS constants<>+1760(SB), Y13, Y11
+	VADDPS constants<>+1344(SB), Y11, Y11
+	VSUBPS constants<>+1344(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS actSiLUValueTable<>+608(SB), Y10, Y8
+	VMULPS constants<>+1792(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS actSiLUValueTable<>+640(SB), Y10, Y10
-	VPERMPS actSiLUValueTable<>+672(SB), Y11, Y7
+	VMULPS constants<>+1824(SB), Y10, Y10
+	VPERMPS constants<>+1856(SB), Y11, Y7
 	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS actSiLUValueTable<>+704(SB), Y11, Y10
+	VPERMPS constants<>+1888(SB), Y11, Y10
 	VPADDD Y6, Y10, Y6
-	VMULPS actSiLUValueTable<>+736(SB), Y8, Y7
-	VADDPS actSiLUValueTable<>+768(SB), Y7, Y7
+	VMULPS constants<>+1952(SB), Y8, Y7
+	VADDPS constants<>+2208(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS actSiLUValueTable<>+800(SB), Y7, Y7
+	VSUBPS constants<>+1056(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD actSiLUValueTable<>+832(SB), Y8, Y10
-	VMULPS actSiLUValueTable<>+864(SB), Y10, Y10
-	VADDPS actSiLUValueTable<>+896(SB), Y10, Y11
+	VPMAXSD constants<>+1984(SB), Y8, Y10
+	VMULPS constants<>+2016(SB), Y10, Y10
+	VADDPS constants<>+2048(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VMULPS Y13, Y7, Y10
-	VANDPS actSiLUValueTable<>+928(SB), Y13, Y8
+	VANDPS constants<>+3264(SB), Y13, Y8
 	VSUBPS Y8, Y13, Y13
 	VMULPS Y13, Y6, Y13
 	VADDPS Y10, Y13, Y10
 	VMULPS Y8, Y6, Y8
 	VADDPS Y10, Y8, Y8
-	VADDPS actSiLUValueTable<>+960(SB), Y8, Y11
-	VPADDD actSiLUValueTable<>+992(SB), Y11, Y11
-	VPADDD actSiLUValueTable<>+1024(SB), Y8, Y8
+	VADDPS constants<>+2080(SB), Y8, Y11
+	VPADDD constants<>+2112(SB), Y11, Y11
+	VPADDD constants<>+2144(SB), Y8, Y8
 	VPMAXSD Y11, Y8, Y8
-	VPMINUD actSiLUValueTable<>+1056(SB), Y12, Y12
+	VPMINUD constants<>+32(SB), Y12, Y12
 	VSUBPS Y8, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 next15:
@@ -20451,50 +19470,50 @@ pairs13:
 loop16:
 	VMOVUPS 128(R14)(AX*1), Y2
 	VMOVUPS 160(R14)(AX*1), Y8
-	VMULPS actSiLUValueTable<>+576(SB), Y2, Y7
-	VMULPS actSiLUValueTable<>+576(SB), Y8, Y13
-	VADDPS actSiLUValueTable<>+128(SB), Y7, Y7
-	VADDPS actSiLUValueTable<>+128(SB), Y13, Y13
-	VSUBPS actSiLUValueTable<>+128(SB), Y7, Y6
-	VSUBPS actSiLUValueTable<>+128(SB), Y13, Y12
+	VMULPS constants<>+1760(SB), Y2, Y7
+	VMULPS constants<>+1760(SB), Y8, Y13
+	VADDPS constants<>+1344(SB), Y7, Y7
+	VADDPS constants<>+1344(SB), Y13, Y13
+	VSUBPS constants<>+1344(SB), Y7, Y6
+	VSUBPS constants<>+1344(SB), Y13, Y12
 	VPSLLD $20, Y7, Y3
 	VPSLLD $20, Y13, Y9
-	VMULPS actSiLUValueTable<>+608(SB), Y6, Y5
-	VMULPS actSiLUValueTable<>+608(SB), Y12, Y11
+	VMULPS constants<>+1792(SB), Y6, Y5
+	VMULPS constants<>+1792(SB), Y12, Y11
 	VADDPS Y5, Y2, Y5
 	VADDPS Y11, Y8, Y11
-	VMULPS actSiLUValueTable<>+640(SB), Y6, Y6
-	VMULPS actSiLUValueTable<>+640(SB), Y12, Y12
-	VPERMPS actSiLUValueTable<>+672(SB), Y7, Y4
-	VPERMPS actSiLUValueTable<>+672(SB), Y13, Y10
+	VMULPS constants<>+1824(SB), Y6, Y6
+	VMULPS constants<>+1824(SB), Y12, Y12
+	VPERMPS constants<>+1856(SB), Y7, Y4
+	VPERMPS constants<>+1856(SB), Y13, Y10
 	VADDPS Y4, Y6, Y6
 	VADDPS Y10, Y12, Y12
 	VADDPS Y6, Y5, Y5
 	VADDPS Y12, Y11, Y11
-	VPERMPS actSiLUValueTable<>+704(SB), Y7, Y6
-	VPERMPS actSiLUValueTable<>+704(SB), Y13, Y12
+	VPERMPS constants<>+1888(SB), Y7, Y6
+	VPERMPS constants<>+1888(SB), Y13, Y12
 	VPADDD Y3, Y6, Y3
 	VPADDD Y9, Y12, Y9
-	VMULPS actSiLUValueTable<>+736(SB), Y5, Y4
-	VMULPS actSiLUValueTable<>+736(SB), Y11, Y10
-	VADDPS actSiLUValueTable<>+768(SB), Y4, Y4
-	VADDPS actSiLUValueTable<>+768(SB), Y10, Y10
+	VMULPS constants<>+1952(SB), Y5, Y4
+	VMULPS constants<>+1952(SB), Y11, Y10
+	VADDPS constants<>+2208(SB), Y4, Y4
+	VADDPS constants<>+2208(SB), Y10, Y10
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VSUBPS actSiLUValueTable<>+800(SB), Y4, Y4
-	VSUBPS actSiLUValueTable<>+800(SB), Y10, Y10
+	VSUBPS constants<>+1056(SB), Y4, Y4
+	VSUBPS constants<>+1056(SB), Y10, Y10
 	VMULPS Y5, Y3, Y5
 	VMULPS Y11, Y9, Y11
 	VMULPS Y4, Y5, Y4
 	VMULPS Y10, Y11, Y10
 	VADDPS Y4, Y3, Y5
 	VADDPS Y10, Y9, Y11
-	VPMAXSD actSiLUValueTable<>+832(SB), Y5, Y6
-	VPMAXSD actSiLUValueTable<>+832(SB), Y11, Y12
-	VMULPS actSiLUValueTable<>+864(SB), Y6, Y6
-	VMULPS actSiLUValueTable<>+864(SB), Y12, Y12
-	VADDPS actSiLUValueTable<>+896(SB), Y6, Y7
-	VADDPS actSiLUValueTable<>+896(SB), Y12, Y13
+	VPMAXSD constants<>+1984(SB), Y5, Y6
+	VPMAXSD constants<>+1984(SB), Y11, Y12
+	VMULPS constants<>+2016(SB), Y6, Y6
+	VMULPS constants<>+2016(SB), Y12, Y12
+	VADDPS constants<>+2048(SB), Y6, Y7
+	VADDPS constants<>+2048(SB), Y12, Y13
 	VMULPS Y6, Y5, Y5
 	VMULPS Y12, Y11, Y11
 	VMULPS Y7, Y5, Y5
@@ -20503,8 +19522,8 @@ loop16:
 	VADDPS Y11, Y10, Y10
 	VMULPS Y2, Y4, Y6
 	VMULPS Y8, Y10, Y12
-	VANDPS actSiLUValueTable<>+928(SB), Y2, Y5
-	VANDPS actSiLUValueTable<>+928(SB), Y8, Y11
+	VANDPS constants<>+3264(SB), Y2, Y5
+	VANDPS constants<>+3264(SB), Y8, Y11
 	VSUBPS Y5, Y2, Y2
 	VSUBPS Y11, Y8, Y8
 	VMULPS Y2, Y3, Y2
@@ -20515,12 +19534,12 @@ loop16:
 	VMULPS Y11, Y9, Y11
 	VADDPS Y6, Y5, Y5
 	VADDPS Y12, Y11, Y11
-	VMULPS actSiLUValueTable<>+1088(SB), Y5, Y5
-	VMULPS actSiLUValueTable<>+1088(SB), Y11, Y11
+	VMULPS constants<>+2176(SB), Y5, Y5
+	VMULPS constants<>+2176(SB), Y11, Y11
 	VMOVUPS 0(R14)(AX*1), Y7
 	VMOVUPS 32(R14)(AX*1), Y13
-	VPMINUD actSiLUValueTable<>+1056(SB), Y7, Y7
-	VPMINUD actSiLUValueTable<>+1056(SB), Y13, Y13
+	VPMINUD constants<>+32(SB), Y7, Y7
+	VPMINUD constants<>+32(SB), Y13, Y13
 	VSUBPS Y5, Y7, Y7
 	VSUBPS Y11, Y13, Y13
 	VMOVUPS Y7, 128(R14)(AX*1)
@@ -20534,153 +19553,12 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-DATA actSiLUSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA actSiLUSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA actSiLUSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA actSiLUSlopeTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA actSiLUSlopeTable<>+32(SB)/8, $0x40ab333340ab3333
-DATA actSiLUSlopeTable<>+40(SB)/8, $0x40ab333340ab3333
-DATA actSiLUSlopeTable<>+48(SB)/8, $0x40ab333340ab3333
-DATA actSiLUSlopeTable<>+56(SB)/8, $0x40ab333340ab3333
-DATA actSiLUSlopeTable<>+64(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+72(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+80(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+88(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+96(SB)/8, $0x3fb333333fb33333
-DATA actSiLUSlopeTable<>+104(SB)/8, $0x3fb333333fb33333
-DATA actSiLUSlopeTable<>+112(SB)/8, $0x3fb333333fb33333
-DATA actSiLUSlopeTable<>+120(SB)/8, $0x3fb333333fb33333
-DATA actSiLUSlopeTable<>+128(SB)/8, $0x4b4000004b400000
-DATA actSiLUSlopeTable<>+136(SB)/8, $0x4b4000004b400000
-DATA actSiLUSlopeTable<>+144(SB)/8, $0x4b4000004b400000
-DATA actSiLUSlopeTable<>+152(SB)/8, $0x4b4000004b400000
-DATA actSiLUSlopeTable<>+160(SB)/8, $0x3f0783153e03bff3
-DATA actSiLUSlopeTable<>+168(SB)/8, $0x400029003fb5978c
-DATA actSiLUSlopeTable<>+176(SB)/8, $0x405e16324043580a
-DATA actSiLUSlopeTable<>+184(SB)/8, $0x40a3deaf408c3296
-DATA actSiLUSlopeTable<>+192(SB)/8, $0x3b6c82553b06d7fa
-DATA actSiLUSlopeTable<>+200(SB)/8, $0xba818c2eba0c56d6
-DATA actSiLUSlopeTable<>+208(SB)/8, $0x38a9a857b91f7f03
-DATA actSiLUSlopeTable<>+216(SB)/8, $0x37f3211d3887378e
-DATA actSiLUSlopeTable<>+224(SB)/8, $0xbb89e021bc438e5a
-DATA actSiLUSlopeTable<>+232(SB)/8, $0x3b2454713bce1496
-DATA actSiLUSlopeTable<>+240(SB)/8, $0xba336340ba54f477
-DATA actSiLUSlopeTable<>+248(SB)/8, $0xb8a68d29b9877564
-DATA actSiLUSlopeTable<>+256(SB)/8, $0xbccfd6d8bc01f094
-DATA actSiLUSlopeTable<>+264(SB)/8, $0x3b3fe75fbc2e0c62
-DATA actSiLUSlopeTable<>+272(SB)/8, $0x3b3534183b8db335
-DATA actSiLUSlopeTable<>+280(SB)/8, $0x38b62cf93a2e0aec
-DATA actSiLUSlopeTable<>+288(SB)/8, $0x3d574c263da676bd
-DATA actSiLUSlopeTable<>+296(SB)/8, $0xbd0655c0bcd5e39a
-DATA actSiLUSlopeTable<>+304(SB)/8, $0xbbbcea1abc3f2098
-DATA actSiLUSlopeTable<>+312(SB)/8, $0x3a5966f1b8ffb38f
-DATA actSiLUSlopeTable<>+320(SB)/8, $0x3debe51b3d02aa2e
-DATA actSiLUSlopeTable<>+328(SB)/8, $0x3da592803e0c6293
-DATA actSiLUSlopeTable<>+336(SB)/8, $0xba2086a03c247f4a
-DATA actSiLUSlopeTable<>+344(SB)/8, $0xbbbeeefabbe2d603
-DATA actSiLUSlopeTable<>+352(SB)/8, $0xbede84dfbefde3cd
-DATA actSiLUSlopeTable<>+360(SB)/8, $0xbd4b651dbe363964
-DATA actSiLUSlopeTable<>+368(SB)/8, $0x3d171d493d09165a
-DATA actSiLUSlopeTable<>+376(SB)/8, $0x3c93e6773ce33915
-DATA actSiLUSlopeTable<>+384(SB)/8, $0x3e7d1ed33edf2738
-DATA actSiLUSlopeTable<>+392(SB)/8, $0xbdba2e82bce30d37
-DATA actSiLUSlopeTable<>+400(SB)/8, $0xbd922d5dbdb0ea5f
-DATA actSiLUSlopeTable<>+408(SB)/8, $0xbcc6e16fbd28620f
-DATA actSiLUSlopeTable<>+416(SB)/8, $0x3f8000003f800000
-DATA actSiLUSlopeTable<>+424(SB)/8, $0x3f8000003f800000
-DATA actSiLUSlopeTable<>+432(SB)/8, $0x3f8000003f800000
-DATA actSiLUSlopeTable<>+440(SB)/8, $0x3f8000003f800000
-DATA actSiLUSlopeTable<>+448(SB)/8, $0x40ab333440ab3334
-DATA actSiLUSlopeTable<>+456(SB)/8, $0x40ab333440ab3334
-DATA actSiLUSlopeTable<>+464(SB)/8, $0x40ab333440ab3334
-DATA actSiLUSlopeTable<>+472(SB)/8, $0x40ab333440ab3334
-DATA actSiLUSlopeTable<>+480(SB)/8, $0x42ae000042ae0000
-DATA actSiLUSlopeTable<>+488(SB)/8, $0x42ae000042ae0000
-DATA actSiLUSlopeTable<>+496(SB)/8, $0x42ae000042ae0000
-DATA actSiLUSlopeTable<>+504(SB)/8, $0x42ae000042ae0000
-DATA actSiLUSlopeTable<>+512(SB)/8, $0x7f8000007f800000
-DATA actSiLUSlopeTable<>+520(SB)/8, $0x7f8000007f800000
-DATA actSiLUSlopeTable<>+528(SB)/8, $0x7f8000007f800000
-DATA actSiLUSlopeTable<>+536(SB)/8, $0x7f8000007f800000
-DATA actSiLUSlopeTable<>+544(SB)/8, $0x7f8000017f800001
-DATA actSiLUSlopeTable<>+552(SB)/8, $0x7f8000017f800001
-DATA actSiLUSlopeTable<>+560(SB)/8, $0x7f8000017f800001
-DATA actSiLUSlopeTable<>+568(SB)/8, $0x7f8000017f800001
-DATA actSiLUSlopeTable<>+576(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+584(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+592(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+600(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+608(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUSlopeTable<>+616(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUSlopeTable<>+624(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUSlopeTable<>+632(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUSlopeTable<>+640(SB)/8, $0x3db170003db17000
-DATA actSiLUSlopeTable<>+648(SB)/8, $0x3db170003db17000
-DATA actSiLUSlopeTable<>+656(SB)/8, $0x3db170003db17000
-DATA actSiLUSlopeTable<>+664(SB)/8, $0x3db170003db17000
-DATA actSiLUSlopeTable<>+672(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUSlopeTable<>+680(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUSlopeTable<>+688(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUSlopeTable<>+696(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUSlopeTable<>+704(SB)/8, $0xb928f58300000000
-DATA actSiLUSlopeTable<>+712(SB)/8, $0x37e54670b955a498
-DATA actSiLUSlopeTable<>+720(SB)/8, $0xb914aa90b8e00620
-DATA actSiLUSlopeTable<>+728(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSiLUSlopeTable<>+736(SB)/8, $0x5f7b90005f800000
-DATA actSiLUSlopeTable<>+744(SB)/8, $0x5f7600005f783000
-DATA actSiLUSlopeTable<>+752(SB)/8, $0x5f7560005f750000
-DATA actSiLUSlopeTable<>+760(SB)/8, $0x5f7ac0005f774000
-DATA actSiLUSlopeTable<>+768(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUSlopeTable<>+776(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUSlopeTable<>+784(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUSlopeTable<>+792(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUSlopeTable<>+800(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUSlopeTable<>+808(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUSlopeTable<>+816(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUSlopeTable<>+824(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUSlopeTable<>+832(SB)/8, $0x5080000050800000
-DATA actSiLUSlopeTable<>+840(SB)/8, $0x5080000050800000
-DATA actSiLUSlopeTable<>+848(SB)/8, $0x5080000050800000
-DATA actSiLUSlopeTable<>+856(SB)/8, $0x5080000050800000
-DATA actSiLUSlopeTable<>+864(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUSlopeTable<>+872(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUSlopeTable<>+880(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUSlopeTable<>+888(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUSlopeTable<>+896(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUSlopeTable<>+904(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUSlopeTable<>+912(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUSlopeTable<>+920(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUSlopeTable<>+928(SB)/8, $0xfffff000fffff000
-DATA actSiLUSlopeTable<>+936(SB)/8, $0xfffff000fffff000
-DATA actSiLUSlopeTable<>+944(SB)/8, $0xfffff000fffff000
-DATA actSiLUSlopeTable<>+952(SB)/8, $0xfffff000fffff000
-DATA actSiLUSlopeTable<>+960(SB)/8, $0x2080000020800000
-DATA actSiLUSlopeTable<>+968(SB)/8, $0x2080000020800000
-DATA actSiLUSlopeTable<>+976(SB)/8, $0x2080000020800000
-DATA actSiLUSlopeTable<>+984(SB)/8, $0x2080000020800000
-DATA actSiLUSlopeTable<>+992(SB)/8, $0xdf800000df800000
-DATA actSiLUSlopeTable<>+1000(SB)/8, $0xdf800000df800000
-DATA actSiLUSlopeTable<>+1008(SB)/8, $0xdf800000df800000
-DATA actSiLUSlopeTable<>+1016(SB)/8, $0xdf800000df800000
-DATA actSiLUSlopeTable<>+1024(SB)/8, $0xe0000000e0000000
-DATA actSiLUSlopeTable<>+1032(SB)/8, $0xe0000000e0000000
-DATA actSiLUSlopeTable<>+1040(SB)/8, $0xe0000000e0000000
-DATA actSiLUSlopeTable<>+1048(SB)/8, $0xe0000000e0000000
-DATA actSiLUSlopeTable<>+1056(SB)/8, $0x8000000080000000
-DATA actSiLUSlopeTable<>+1064(SB)/8, $0x8000000080000000
-DATA actSiLUSlopeTable<>+1072(SB)/8, $0x8000000080000000
-DATA actSiLUSlopeTable<>+1080(SB)/8, $0x8000000080000000
-DATA actSiLUSlopeTable<>+1088(SB)/8, $0x9f8000009f800000
-DATA actSiLUSlopeTable<>+1096(SB)/8, $0x9f8000009f800000
-DATA actSiLUSlopeTable<>+1104(SB)/8, $0x9f8000009f800000
-DATA actSiLUSlopeTable<>+1112(SB)/8, $0x9f8000009f800000
-GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $1120
 TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS actSiLUSlopeTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
@@ -20688,119 +19566,119 @@ TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD actSiLUSlopeTable<>+32(SB), Y9, Y10
-	VTESTPS actSiLUSlopeTable<>+64(SB), Y10
+	VPCMPGTD constants<>+1280(SB), Y9, Y10
+	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actSiLUSlopeTable<>+96(SB), Y14
+	VMOVUPS constants<>+1312(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS actSiLUSlopeTable<>+128(SB), Y14
+	VMOVUPS constants<>+1344(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actSiLUSlopeTable<>+160(SB), Y6, Y14
+	VPERMPS constants<>+3296(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actSiLUSlopeTable<>+160(SB), Y7, Y14
+	VPERMPS constants<>+3296(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actSiLUSlopeTable<>+160(SB), Y8, Y14
+	VPERMPS constants<>+3296(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actSiLUSlopeTable<>+160(SB), Y9, Y14
+	VPERMPS constants<>+3296(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actSiLUSlopeTable<>+192(SB), Y6, Y10
-	VPERMPS actSiLUSlopeTable<>+192(SB), Y7, Y11
-	VPERMPS actSiLUSlopeTable<>+192(SB), Y8, Y12
-	VPERMPS actSiLUSlopeTable<>+192(SB), Y9, Y13
-	VPERMPS actSiLUSlopeTable<>+224(SB), Y6, Y14
+	VPERMPS constants<>+3328(SB), Y6, Y10
+	VPERMPS constants<>+3328(SB), Y7, Y11
+	VPERMPS constants<>+3328(SB), Y8, Y12
+	VPERMPS constants<>+3328(SB), Y9, Y13
+	VPERMPS constants<>+3360(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSiLUSlopeTable<>+224(SB), Y7, Y14
+	VPERMPS constants<>+3360(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSiLUSlopeTable<>+224(SB), Y8, Y14
+	VPERMPS constants<>+3360(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSiLUSlopeTable<>+224(SB), Y9, Y14
+	VPERMPS constants<>+3360(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSiLUSlopeTable<>+256(SB), Y6, Y14
+	VPERMPS constants<>+3392(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSiLUSlopeTable<>+256(SB), Y7, Y14
+	VPERMPS constants<>+3392(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSiLUSlopeTable<>+256(SB), Y8, Y14
+	VPERMPS constants<>+3392(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSiLUSlopeTable<>+256(SB), Y9, Y14
+	VPERMPS constants<>+3392(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSiLUSlopeTable<>+288(SB), Y6, Y14
+	VPERMPS constants<>+3424(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSiLUSlopeTable<>+288(SB), Y7, Y14
+	VPERMPS constants<>+3424(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSiLUSlopeTable<>+288(SB), Y8, Y14
+	VPERMPS constants<>+3424(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSiLUSlopeTable<>+288(SB), Y9, Y14
+	VPERMPS constants<>+3424(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSiLUSlopeTable<>+320(SB), Y6, Y14
+	VPERMPS constants<>+3456(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSiLUSlopeTable<>+320(SB), Y7, Y14
+	VPERMPS constants<>+3456(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSiLUSlopeTable<>+320(SB), Y8, Y14
+	VPERMPS constants<>+3456(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSiLUSlopeTable<>+320(SB), Y9, Y14
+	VPERMPS constants<>+3456(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSiLUSlopeTable<>+352(SB), Y6, Y14
+	VPERMPS constants<>+3488(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSiLUSlopeTable<>+352(SB), Y7, Y14
+	VPERMPS constants<>+3488(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSiLUSlopeTable<>+352(SB), Y8, Y14
+	VPERMPS constants<>+3488(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSiLUSlopeTable<>+352(SB), Y9, Y14
+	VPERMPS constants<>+3488(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actSiLUSlopeTable<>+384(SB), Y6, Y6
-	VPERMPS actSiLUSlopeTable<>+384(SB), Y7, Y7
-	VPERMPS actSiLUSlopeTable<>+384(SB), Y8, Y8
-	VPERMPS actSiLUSlopeTable<>+384(SB), Y9, Y9
+	VPERMPS constants<>+3520(SB), Y6, Y6
+	VPERMPS constants<>+3520(SB), Y7, Y7
+	VPERMPS constants<>+3520(SB), Y8, Y8
+	VPERMPS constants<>+3520(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
 	VMOVUPS 0(R14), Y6
-	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
 	VMOVUPS 32(R14), Y7
-	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
 	VMOVUPS 64(R14), Y8
-	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
 	VMOVUPS 96(R14), Y9
-	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
 	CMPQ 416(R14), $1
@@ -20809,7 +19687,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
+	VMOVUPS constants<>+1280(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -20824,7 +19702,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actSiLUSlopeTable<>+64(SB), Y14
+	VMOVUPS constants<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -20840,7 +19718,7 @@ mixed8:
 	VORPS Y9, Y8, Y8
 	VORPS Y8, Y6, Y12
 	MOVQ $2, 416(R14)
-	VANDPS actSiLUSlopeTable<>+0(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
@@ -20848,18 +19726,18 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS actSiLUSlopeTable<>+448(SB), Y14
+	VMOVUPS constants<>+1632(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
-	VPCMPGTD actSiLUSlopeTable<>+480(SB), Y9, Y12
+	VPCMPGTD constants<>+1664(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ pairs13
 	MOVQ $3, 416(R14)
-	VPCMPGTD actSiLUSlopeTable<>+512(SB), Y9, Y12
+	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS actSiLUSlopeTable<>+544(SB), Y14
+	VMOVUPS constants<>+1696(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -20884,50 +19762,50 @@ loop14:
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
-	VPMINSD actSiLUSlopeTable<>+576(SB), Y13, Y13
-	VMULPS actSiLUSlopeTable<>+608(SB), Y13, Y11
-	VADDPS actSiLUSlopeTable<>+128(SB), Y11, Y11
-	VSUBPS actSiLUSlopeTable<>+128(SB), Y11, Y10
+	VPMINSD constants<>+1728(SB), Y13, Y13
+	VMULPS constants<>+1760(SB), Y13, Y11
+	VADDPS constants<>+1344(SB), Y11, Y11
+	VSUBPS constants<>+1344(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS actSiLUSlopeTable<>+640(SB), Y10, Y8
+	VMULPS constants<>+1792(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS actSiLUSlopeTable<>+672(SB), Y10, Y10
-	VPERMPS actSiLUSlopeTable<>+704(SB), Y11, Y7
+	VMULPS constants<>+1824(SB), Y10, Y10
+	VPERMPS constants<>+1856(SB), Y11, Y7
 	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS actSiLUSlopeTable<>+736(SB), Y11, Y10
+	VPERMPS constants<>+1888(SB), Y11, Y10
 	VPADDD Y6, Y10, Y6
-	VMULPS actSiLUSlopeTable<>+768(SB), Y8, Y7
-	VADDPS actSiLUSlopeTable<>+800(SB), Y7, Y7
+	VMULPS constants<>+1952(SB), Y8, Y7
+	VADDPS constants<>+2208(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS actSiLUSlopeTable<>+416(SB), Y7, Y7
+	VSUBPS constants<>+1056(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD actSiLUSlopeTable<>+832(SB), Y8, Y10
-	VMULPS actSiLUSlopeTable<>+864(SB), Y10, Y10
-	VADDPS actSiLUSlopeTable<>+896(SB), Y10, Y11
+	VPMAXSD constants<>+1984(SB), Y8, Y10
+	VMULPS constants<>+2016(SB), Y10, Y10
+	VADDPS constants<>+2048(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VMULPS Y11, Y10, Y10
 	VMULPS Y10, Y13, Y10
-	VSUBPS actSiLUSlopeTable<>+416(SB), Y13, Y13
+	VSUBPS constants<>+1056(SB), Y13, Y13
 	VADDPS Y10, Y13, Y11
 	VMULPS Y11, Y7, Y11
-	VANDPS actSiLUSlopeTable<>+928(SB), Y13, Y8
+	VANDPS constants<>+3264(SB), Y13, Y8
 	VSUBPS Y8, Y13, Y13
 	VADDPS Y10, Y13, Y13
 	VMULPS Y13, Y6, Y13
 	VADDPS Y11, Y13, Y11
 	VMULPS Y8, Y6, Y8
 	VADDPS Y11, Y8, Y8
-	VADDPS actSiLUSlopeTable<>+960(SB), Y8, Y13
-	VPADDD actSiLUSlopeTable<>+992(SB), Y13, Y13
-	VPADDD actSiLUSlopeTable<>+1024(SB), Y8, Y8
+	VADDPS constants<>+2080(SB), Y8, Y13
+	VPADDD constants<>+2112(SB), Y13, Y13
+	VPADDD constants<>+2144(SB), Y8, Y8
 	VPMAXSD Y13, Y8, Y8
-	VXORPS actSiLUSlopeTable<>+1056(SB), Y8, Y8
-	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
+	VXORPS constants<>+32(SB), Y8, Y8
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y8, Y14, Y13
 	VPMINUD Y8, Y12, Y12
 	VPMINSD Y13, Y12, Y12
@@ -20974,50 +19852,50 @@ pairs13:
 loop16:
 	VMOVUPS 128(R14)(AX*1), Y2
 	VMOVUPS 160(R14)(AX*1), Y8
-	VMULPS actSiLUSlopeTable<>+608(SB), Y2, Y7
-	VMULPS actSiLUSlopeTable<>+608(SB), Y8, Y13
-	VADDPS actSiLUSlopeTable<>+128(SB), Y7, Y7
-	VADDPS actSiLUSlopeTable<>+128(SB), Y13, Y13
-	VSUBPS actSiLUSlopeTable<>+128(SB), Y7, Y6
-	VSUBPS actSiLUSlopeTable<>+128(SB), Y13, Y12
+	VMULPS constants<>+1760(SB), Y2, Y7
+	VMULPS constants<>+1760(SB), Y8, Y13
+	VADDPS constants<>+1344(SB), Y7, Y7
+	VADDPS constants<>+1344(SB), Y13, Y13
+	VSUBPS constants<>+1344(SB), Y7, Y6
+	VSUBPS constants<>+1344(SB), Y13, Y12
 	VPSLLD $20, Y7, Y3
 	VPSLLD $20, Y13, Y9
-	VMULPS actSiLUSlopeTable<>+640(SB), Y6, Y5
-	VMULPS actSiLUSlopeTable<>+640(SB), Y12, Y11
+	VMULPS constants<>+1792(SB), Y6, Y5
+	VMULPS constants<>+1792(SB), Y12, Y11
 	VADDPS Y5, Y2, Y5
 	VADDPS Y11, Y8, Y11
-	VMULPS actSiLUSlopeTable<>+672(SB), Y6, Y6
-	VMULPS actSiLUSlopeTable<>+672(SB), Y12, Y12
-	VPERMPS actSiLUSlopeTable<>+704(SB), Y7, Y4
-	VPERMPS actSiLUSlopeTable<>+704(SB), Y13, Y10
+	VMULPS constants<>+1824(SB), Y6, Y6
+	VMULPS constants<>+1824(SB), Y12, Y12
+	VPERMPS constants<>+1856(SB), Y7, Y4
+	VPERMPS constants<>+1856(SB), Y13, Y10
 	VADDPS Y4, Y6, Y6
 	VADDPS Y10, Y12, Y12
 	VADDPS Y6, Y5, Y5
 	VADDPS Y12, Y11, Y11
-	VPERMPS actSiLUSlopeTable<>+736(SB), Y7, Y6
-	VPERMPS actSiLUSlopeTable<>+736(SB), Y13, Y12
+	VPERMPS constants<>+1888(SB), Y7, Y6
+	VPERMPS constants<>+1888(SB), Y13, Y12
 	VPADDD Y3, Y6, Y3
 	VPADDD Y9, Y12, Y9
-	VMULPS actSiLUSlopeTable<>+768(SB), Y5, Y4
-	VMULPS actSiLUSlopeTable<>+768(SB), Y11, Y10
-	VADDPS actSiLUSlopeTable<>+800(SB), Y4, Y4
-	VADDPS actSiLUSlopeTable<>+800(SB), Y10, Y10
+	VMULPS constants<>+1952(SB), Y5, Y4
+	VMULPS constants<>+1952(SB), Y11, Y10
+	VADDPS constants<>+2208(SB), Y4, Y4
+	VADDPS constants<>+2208(SB), Y10, Y10
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VSUBPS actSiLUSlopeTable<>+416(SB), Y4, Y4
-	VSUBPS actSiLUSlopeTable<>+416(SB), Y10, Y10
+	VSUBPS constants<>+1056(SB), Y4, Y4
+	VSUBPS constants<>+1056(SB), Y10, Y10
 	VMULPS Y5, Y3, Y5
 	VMULPS Y11, Y9, Y11
 	VMULPS Y4, Y5, Y4
 	VMULPS Y10, Y11, Y10
 	VADDPS Y4, Y3, Y5
 	VADDPS Y10, Y9, Y11
-	VPMAXSD actSiLUSlopeTable<>+832(SB), Y5, Y6
-	VPMAXSD actSiLUSlopeTable<>+832(SB), Y11, Y12
-	VMULPS actSiLUSlopeTable<>+864(SB), Y6, Y6
-	VMULPS actSiLUSlopeTable<>+864(SB), Y12, Y12
-	VADDPS actSiLUSlopeTable<>+896(SB), Y6, Y7
-	VADDPS actSiLUSlopeTable<>+896(SB), Y12, Y13
+	VPMAXSD constants<>+1984(SB), Y5, Y6
+	VPMAXSD constants<>+1984(SB), Y11, Y12
+	VMULPS constants<>+2016(SB), Y6, Y6
+	VMULPS constants<>+2016(SB), Y12, Y12
+	VADDPS constants<>+2048(SB), Y6, Y7
+	VADDPS constants<>+2048(SB), Y12, Y13
 	VMULPS Y6, Y5, Y5
 	VMULPS Y12, Y11, Y11
 	VMULPS Y7, Y5, Y5
@@ -21028,14 +19906,14 @@ loop16:
 	VMULPS Y13, Y12, Y12
 	VMULPS Y6, Y2, Y6
 	VMULPS Y12, Y8, Y12
-	VSUBPS actSiLUSlopeTable<>+416(SB), Y2, Y2
-	VSUBPS actSiLUSlopeTable<>+416(SB), Y8, Y8
+	VSUBPS constants<>+1056(SB), Y2, Y2
+	VSUBPS constants<>+1056(SB), Y8, Y8
 	VADDPS Y6, Y2, Y7
 	VADDPS Y12, Y8, Y13
 	VMULPS Y7, Y4, Y7
 	VMULPS Y13, Y10, Y13
-	VANDPS actSiLUSlopeTable<>+928(SB), Y2, Y5
-	VANDPS actSiLUSlopeTable<>+928(SB), Y8, Y11
+	VANDPS constants<>+3264(SB), Y2, Y5
+	VANDPS constants<>+3264(SB), Y8, Y11
 	VSUBPS Y5, Y2, Y2
 	VSUBPS Y11, Y8, Y8
 	VADDPS Y6, Y2, Y2
@@ -21048,11 +19926,11 @@ loop16:
 	VMULPS Y11, Y9, Y11
 	VADDPS Y7, Y5, Y5
 	VADDPS Y13, Y11, Y11
-	VMULPS actSiLUSlopeTable<>+1088(SB), Y5, Y5
-	VMULPS actSiLUSlopeTable<>+1088(SB), Y11, Y11
+	VMULPS constants<>+3552(SB), Y5, Y5
+	VMULPS constants<>+3552(SB), Y11, Y11
 	VMOVUPS 0(R14)(AX*1), Y7
 	VMOVUPS 32(R14)(AX*1), Y13
-	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y5, Y14, Y2
 	VSUBPS Y11, Y14, Y8
 	VPMINUD Y5, Y7, Y7
@@ -21070,88 +19948,27 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-DATA actELUValueTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA actELUValueTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA actELUValueTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA actELUValueTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA actELUValueTable<>+32(SB)/8, $0x418ccccd418ccccd
-DATA actELUValueTable<>+40(SB)/8, $0x418ccccd418ccccd
-DATA actELUValueTable<>+48(SB)/8, $0x418ccccd418ccccd
-DATA actELUValueTable<>+56(SB)/8, $0x418ccccd418ccccd
-DATA actELUValueTable<>+64(SB)/8, $0x3f59999a3f59999a
-DATA actELUValueTable<>+72(SB)/8, $0x3f59999a3f59999a
-DATA actELUValueTable<>+80(SB)/8, $0x3f59999a3f59999a
-DATA actELUValueTable<>+88(SB)/8, $0x3f59999a3f59999a
-DATA actELUValueTable<>+96(SB)/8, $0x3f8000003f800000
-DATA actELUValueTable<>+104(SB)/8, $0x3f8000003f800000
-DATA actELUValueTable<>+112(SB)/8, $0x3f8000003f800000
-DATA actELUValueTable<>+120(SB)/8, $0x3f8000003f800000
-DATA actELUValueTable<>+128(SB)/8, $0x403636ec3fccdc04
-DATA actELUValueTable<>+136(SB)/8, $0x40dc7768408f2950
-DATA actELUValueTable<>+144(SB)/8, $0x416121214120f7a0
-DATA actELUValueTable<>+152(SB)/8, $0x3f6e699400000000
-DATA actELUValueTable<>+160(SB)/8, $0x373171753810ef4f
-DATA actELUValueTable<>+168(SB)/8, $0x343eeab535fb83de
-DATA actELUValueTable<>+176(SB)/8, $0x2e69f32031cce89f
-DATA actELUValueTable<>+184(SB)/8, $0x38b2964339241e71
-DATA actELUValueTable<>+192(SB)/8, $0xb8aa1c7fb992ed3f
-DATA actELUValueTable<>+200(SB)/8, $0xb5c49d5ab7883642
-DATA actELUValueTable<>+208(SB)/8, $0xb066c967b38abeb9
-DATA actELUValueTable<>+216(SB)/8, $0xba0f6fddbab231e3
-DATA actELUValueTable<>+224(SB)/8, $0x39fdaa0a3adca258
-DATA actELUValueTable<>+232(SB)/8, $0x370f408f38c8d142
-DATA actELUValueTable<>+240(SB)/8, $0x31da80f834c99c66
-DATA actELUValueTable<>+248(SB)/8, $0x3b5728513c085f06
-DATA actELUValueTable<>+256(SB)/8, $0xbb1e68adbc09c4a7
-DATA actELUValueTable<>+264(SB)/8, $0xb831d578b9f90b5b
-DATA actELUValueTable<>+272(SB)/8, $0xb30c8c49b5ee43a5
-DATA actELUValueTable<>+280(SB)/8, $0xbc868000bd2aa90c
-DATA actELUValueTable<>+288(SB)/8, $0x3c1e694c3d09c379
-DATA actELUValueTable<>+296(SB)/8, $0x3931f03b3af91347
-DATA actELUValueTable<>+304(SB)/8, $0x340b225336edb659
-DATA actELUValueTable<>+312(SB)/8, $0x3d867fe63e2aaaa5
-DATA actELUValueTable<>+320(SB)/8, $0xbced9e2fbdcea562
-DATA actELUValueTable<>+328(SB)/8, $0xba057a78bbbad7e0
-DATA actELUValueTable<>+336(SB)/8, $0xb4cfe749b7b33f73
-DATA actELUValueTable<>+344(SB)/8, $0xbe49bfd6bf000000
-DATA actELUValueTable<>+352(SB)/8, $0x3d6d9e303e4ea564
-DATA actELUValueTable<>+360(SB)/8, $0x3a857a233c3ad7f3
-DATA actELUValueTable<>+368(SB)/8, $0x354ff2b738335487
-DATA actELUValueTable<>+376(SB)/8, $0x3ec9bfd6ae925b30
-DATA actELUValueTable<>+384(SB)/8, $0x3f71261d3f4c56a7
-DATA actELUValueTable<>+392(SB)/8, $0x3f7fbd433f7d14a1
-DATA actELUValueTable<>+400(SB)/8, $0x3f7ffff33f7ffd33
-DATA actELUValueTable<>+408(SB)/8, $0x3f1b201500000000
-DATA actELUValueTable<>+416(SB)/8, $0x3f19999a3f19999a
-DATA actELUValueTable<>+424(SB)/8, $0x3f19999a3f19999a
-DATA actELUValueTable<>+432(SB)/8, $0x3f19999a3f19999a
-DATA actELUValueTable<>+440(SB)/8, $0x3f19999a3f19999a
-DATA actELUValueTable<>+448(SB)/8, $0x8000000080000000
-DATA actELUValueTable<>+456(SB)/8, $0x8000000080000000
-DATA actELUValueTable<>+464(SB)/8, $0x8000000080000000
-DATA actELUValueTable<>+472(SB)/8, $0x8000000080000000
-GLOBL actELUValueTable<>(SB), RODATA|NOPTR, $480
 TEXT ·actELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS actELUValueTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
-	VMOVUPS actELUValueTable<>+32(SB), Y14
+	VMOVUPS constants<>+3584(SB), Y14
 	VMINPS Y2, Y14, Y2
 	VMINPS Y3, Y14, Y3
 	VMINPS Y4, Y14, Y4
 	VMINPS Y5, Y14, Y5
-	VMOVUPS actELUValueTable<>+64(SB), Y14
+	VMOVUPS constants<>+3616(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS actELUValueTable<>+96(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
@@ -21160,99 +19977,99 @@ TEXT ·actELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPSRLD $22, Y7, Y7
 	VPSRLD $22, Y8, Y8
 	VPSRLD $22, Y9, Y9
-	VPERMPS actELUValueTable<>+128(SB), Y6, Y14
+	VPERMPS constants<>+3648(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actELUValueTable<>+128(SB), Y7, Y14
+	VPERMPS constants<>+3648(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actELUValueTable<>+128(SB), Y8, Y14
+	VPERMPS constants<>+3648(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actELUValueTable<>+128(SB), Y9, Y14
+	VPERMPS constants<>+3648(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actELUValueTable<>+160(SB), Y6, Y10
-	VPERMPS actELUValueTable<>+160(SB), Y7, Y11
-	VPERMPS actELUValueTable<>+160(SB), Y8, Y12
-	VPERMPS actELUValueTable<>+160(SB), Y9, Y13
-	VPERMPS actELUValueTable<>+192(SB), Y6, Y14
+	VPERMPS constants<>+3680(SB), Y6, Y10
+	VPERMPS constants<>+3680(SB), Y7, Y11
+	VPERMPS constants<>+3680(SB), Y8, Y12
+	VPERMPS constants<>+3680(SB), Y9, Y13
+	VPERMPS constants<>+3712(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actELUValueTable<>+192(SB), Y7, Y14
+	VPERMPS constants<>+3712(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actELUValueTable<>+192(SB), Y8, Y14
+	VPERMPS constants<>+3712(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actELUValueTable<>+192(SB), Y9, Y14
+	VPERMPS constants<>+3712(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actELUValueTable<>+224(SB), Y6, Y14
+	VPERMPS constants<>+3744(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actELUValueTable<>+224(SB), Y7, Y14
+	VPERMPS constants<>+3744(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actELUValueTable<>+224(SB), Y8, Y14
+	VPERMPS constants<>+3744(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actELUValueTable<>+224(SB), Y9, Y14
+	VPERMPS constants<>+3744(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actELUValueTable<>+256(SB), Y6, Y14
+	VPERMPS constants<>+3776(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actELUValueTable<>+256(SB), Y7, Y14
+	VPERMPS constants<>+3776(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actELUValueTable<>+256(SB), Y8, Y14
+	VPERMPS constants<>+3776(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actELUValueTable<>+256(SB), Y9, Y14
+	VPERMPS constants<>+3776(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actELUValueTable<>+288(SB), Y6, Y14
+	VPERMPS constants<>+3808(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actELUValueTable<>+288(SB), Y7, Y14
+	VPERMPS constants<>+3808(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actELUValueTable<>+288(SB), Y8, Y14
+	VPERMPS constants<>+3808(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actELUValueTable<>+288(SB), Y9, Y14
+	VPERMPS constants<>+3808(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actELUValueTable<>+320(SB), Y6, Y14
+	VPERMPS constants<>+3840(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actELUValueTable<>+320(SB), Y7, Y14
+	VPERMPS constants<>+3840(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actELUValueTable<>+320(SB), Y8, Y14
+	VPERMPS constants<>+3840(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actELUValueTable<>+320(SB), Y9, Y14
+	VPERMPS constants<>+3840(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actELUValueTable<>+352(SB), Y6, Y14
+	VPERMPS constants<>+3872(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actELUValueTable<>+352(SB), Y7, Y14
+	VPERMPS constants<>+3872(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actELUValueTable<>+352(SB), Y8, Y14
+	VPERMPS constants<>+3872(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actELUValueTable<>+352(SB), Y9, Y14
+	VPERMPS constants<>+3872(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actELUValueTable<>+384(SB), Y6, Y6
-	VPERMPS actELUValueTable<>+384(SB), Y7, Y7
-	VPERMPS actELUValueTable<>+384(SB), Y8, Y8
-	VPERMPS actELUValueTable<>+384(SB), Y9, Y9
-	VMOVUPS actELUValueTable<>+416(SB), Y14
+	VPERMPS constants<>+3904(SB), Y6, Y6
+	VPERMPS constants<>+3904(SB), Y7, Y7
+	VPERMPS constants<>+3904(SB), Y8, Y8
+	VPERMPS constants<>+3904(SB), Y9, Y9
+	VMOVUPS constants<>+3936(SB), Y14
 	VPMINSD Y14, Y2, Y2
 	VPMINSD Y14, Y3, Y3
 	VPMINSD Y14, Y4, Y4
@@ -21268,127 +20085,30 @@ TEXT ·actELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS 0(R14), Y6
 	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y10, Y10
-	VXORPS actELUValueTable<>+448(SB), Y10, Y10
+	VXORPS constants<>+32(SB), Y10, Y10
 	VBLENDVPS Y6, Y10, Y6, Y2
 	VMOVUPS 32(R14), Y7
 	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y11, Y11
-	VXORPS actELUValueTable<>+448(SB), Y11, Y11
+	VXORPS constants<>+32(SB), Y11, Y11
 	VBLENDVPS Y7, Y11, Y7, Y3
 	VMOVUPS 64(R14), Y8
 	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y12, Y12
-	VXORPS actELUValueTable<>+448(SB), Y12, Y12
+	VXORPS constants<>+32(SB), Y12, Y12
 	VBLENDVPS Y8, Y12, Y8, Y4
 	VMOVUPS 96(R14), Y9
 	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y13, Y13
-	VXORPS actELUValueTable<>+448(SB), Y13, Y13
+	VXORPS constants<>+32(SB), Y13, Y13
 	VBLENDVPS Y9, Y13, Y9, Y5
 	RET
-DATA actELUSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA actELUSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA actELUSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA actELUSlopeTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA actELUSlopeTable<>+32(SB)/8, $0x40ab333340ab3333
-DATA actELUSlopeTable<>+40(SB)/8, $0x40ab333340ab3333
-DATA actELUSlopeTable<>+48(SB)/8, $0x40ab333340ab3333
-DATA actELUSlopeTable<>+56(SB)/8, $0x40ab333340ab3333
-DATA actELUSlopeTable<>+64(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+72(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+80(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+88(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+96(SB)/8, $0x3fb333333fb33333
-DATA actELUSlopeTable<>+104(SB)/8, $0x3fb333333fb33333
-DATA actELUSlopeTable<>+112(SB)/8, $0x3fb333333fb33333
-DATA actELUSlopeTable<>+120(SB)/8, $0x3fb333333fb33333
-DATA actELUSlopeTable<>+128(SB)/8, $0x4b4000004b400000
-DATA actELUSlopeTable<>+136(SB)/8, $0x4b4000004b400000
-DATA actELUSlopeTable<>+144(SB)/8, $0x4b4000004b400000
-DATA actELUSlopeTable<>+152(SB)/8, $0x4b4000004b400000
-DATA actELUSlopeTable<>+160(SB)/8, $0x3f45a2d23e03d38b
-DATA actELUSlopeTable<>+168(SB)/8, $0x400fb1393fbca2ad
-DATA actELUSlopeTable<>+176(SB)/8, $0x40684ca4403afab9
-DATA actELUSlopeTable<>+184(SB)/8, $0x40a301aa408d7d50
-DATA actELUSlopeTable<>+192(SB)/8, $0x3a2ef8363a9abc4b
-DATA actELUSlopeTable<>+200(SB)/8, $0x3929598b39ac51c3
-DATA actELUSlopeTable<>+208(SB)/8, $0x3823b64238a74780
-DATA actELUSlopeTable<>+216(SB)/8, $0x371c133137a264e6
-DATA actELUSlopeTable<>+224(SB)/8, $0xbb7da850bbf088b4
-DATA actELUSlopeTable<>+232(SB)/8, $0xba67939bbafb8b43
-DATA actELUSlopeTable<>+240(SB)/8, $0xb9688f1fb9ebfdf7
-DATA actELUSlopeTable<>+248(SB)/8, $0xb856b518b8d0bc0b
-DATA actELUSlopeTable<>+256(SB)/8, $0x3c9db2033d1610e3
-DATA actELUSlopeTable<>+264(SB)/8, $0x3b908cab3c1c5b6e
-DATA actELUSlopeTable<>+272(SB)/8, $0x3a90d31c3b13019b
-DATA actELUSlopeTable<>+280(SB)/8, $0x3985f2953a033379
-DATA actELUSlopeTable<>+288(SB)/8, $0xbd9db87ebe160d08
-DATA actELUSlopeTable<>+296(SB)/8, $0xbc90994ebd1c60a8
-DATA actELUSlopeTable<>+304(SB)/8, $0xbb90dc09bc130bb1
-DATA actELUSlopeTable<>+312(SB)/8, $0xba85fe45bb033f09
-DATA actELUSlopeTable<>+320(SB)/8, $0x3e6c95df3ee1139a
-DATA actELUSlopeTable<>+328(SB)/8, $0x3d58e5ed3dea9224
-DATA actELUSlopeTable<>+336(SB)/8, $0x3c594a6c3cdc91da
-DATA actELUSlopeTable<>+344(SB)/8, $0x3b48fd733bc4dd39
-DATA actELUSlopeTable<>+352(SB)/8, $0xbeec95d9bf61139c
-DATA actELUSlopeTable<>+360(SB)/8, $0xbdd8e5e3be6a921f
-DATA actELUSlopeTable<>+368(SB)/8, $0xbcd94a64bd5c91d1
-DATA actELUSlopeTable<>+376(SB)/8, $0xbbc8fd69bc44dd34
-DATA actELUSlopeTable<>+384(SB)/8, $0x3eec95d83f61139c
-DATA actELUSlopeTable<>+392(SB)/8, $0x3dd8e5e33e6a921e
-DATA actELUSlopeTable<>+400(SB)/8, $0x3cd94a643d5c91d1
-DATA actELUSlopeTable<>+408(SB)/8, $0x3bc8fd693c44dd35
-DATA actELUSlopeTable<>+416(SB)/8, $0x0000000000000000
-DATA actELUSlopeTable<>+424(SB)/8, $0x0000000000000000
-DATA actELUSlopeTable<>+432(SB)/8, $0x0000000000000000
-DATA actELUSlopeTable<>+440(SB)/8, $0x0000000000000000
-DATA actELUSlopeTable<>+448(SB)/8, $0x3f8000003f800000
-DATA actELUSlopeTable<>+456(SB)/8, $0x3f8000003f800000
-DATA actELUSlopeTable<>+464(SB)/8, $0x3f8000003f800000
-DATA actELUSlopeTable<>+472(SB)/8, $0x3f8000003f800000
-DATA actELUSlopeTable<>+480(SB)/8, $0x40ab333440ab3334
-DATA actELUSlopeTable<>+488(SB)/8, $0x40ab333440ab3334
-DATA actELUSlopeTable<>+496(SB)/8, $0x40ab333440ab3334
-DATA actELUSlopeTable<>+504(SB)/8, $0x40ab333440ab3334
-DATA actELUSlopeTable<>+512(SB)/8, $0x7f8000007f800000
-DATA actELUSlopeTable<>+520(SB)/8, $0x7f8000007f800000
-DATA actELUSlopeTable<>+528(SB)/8, $0x7f8000007f800000
-DATA actELUSlopeTable<>+536(SB)/8, $0x7f8000007f800000
-DATA actELUSlopeTable<>+544(SB)/8, $0x7f8000017f800001
-DATA actELUSlopeTable<>+552(SB)/8, $0x7f8000017f800001
-DATA actELUSlopeTable<>+560(SB)/8, $0x7f8000017f800001
-DATA actELUSlopeTable<>+568(SB)/8, $0x7f8000017f800001
-DATA actELUSlopeTable<>+576(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+584(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+592(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+600(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+608(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+616(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+624(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+632(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+640(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+648(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+656(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+664(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
-GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $768
 TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS actELUSlopeTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
@@ -21396,101 +20116,101 @@ TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD actELUSlopeTable<>+32(SB), Y9, Y10
-	VTESTPS actELUSlopeTable<>+64(SB), Y10
+	VPCMPGTD constants<>+1280(SB), Y9, Y10
+	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actELUSlopeTable<>+96(SB), Y14
+	VMOVUPS constants<>+1312(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS actELUSlopeTable<>+128(SB), Y14
+	VMOVUPS constants<>+1344(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actELUSlopeTable<>+160(SB), Y6, Y14
+	VPERMPS constants<>+3968(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actELUSlopeTable<>+160(SB), Y7, Y14
+	VPERMPS constants<>+3968(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actELUSlopeTable<>+160(SB), Y8, Y14
+	VPERMPS constants<>+3968(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actELUSlopeTable<>+160(SB), Y9, Y14
+	VPERMPS constants<>+3968(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actELUSlopeTable<>+192(SB), Y6, Y10
-	VPERMPS actELUSlopeTable<>+192(SB), Y7, Y11
-	VPERMPS actELUSlopeTable<>+192(SB), Y8, Y12
-	VPERMPS actELUSlopeTable<>+192(SB), Y9, Y13
-	VPERMPS actELUSlopeTable<>+224(SB), Y6, Y14
+	VPERMPS constants<>+4000(SB), Y6, Y10
+	VPERMPS constants<>+4000(SB), Y7, Y11
+	VPERMPS constants<>+4000(SB), Y8, Y12
+	VPERMPS constants<>+4000(SB), Y9, Y13
+	VPERMPS constants<>+4032(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actELUSlopeTable<>+224(SB), Y7, Y14
+	VPERMPS constants<>+4032(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actELUSlopeTable<>+224(SB), Y8, Y14
+	VPERMPS constants<>+4032(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actELUSlopeTable<>+224(SB), Y9, Y14
+	VPERMPS constants<>+4032(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actELUSlopeTable<>+256(SB), Y6, Y14
+	VPERMPS constants<>+4064(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actELUSlopeTable<>+256(SB), Y7, Y14
+	VPERMPS constants<>+4064(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actELUSlopeTable<>+256(SB), Y8, Y14
+	VPERMPS constants<>+4064(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actELUSlopeTable<>+256(SB), Y9, Y14
+	VPERMPS constants<>+4064(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actELUSlopeTable<>+288(SB), Y6, Y14
+	VPERMPS constants<>+4096(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actELUSlopeTable<>+288(SB), Y7, Y14
+	VPERMPS constants<>+4096(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actELUSlopeTable<>+288(SB), Y8, Y14
+	VPERMPS constants<>+4096(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actELUSlopeTable<>+288(SB), Y9, Y14
+	VPERMPS constants<>+4096(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actELUSlopeTable<>+320(SB), Y6, Y14
+	VPERMPS constants<>+4128(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actELUSlopeTable<>+320(SB), Y7, Y14
+	VPERMPS constants<>+4128(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actELUSlopeTable<>+320(SB), Y8, Y14
+	VPERMPS constants<>+4128(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actELUSlopeTable<>+320(SB), Y9, Y14
+	VPERMPS constants<>+4128(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actELUSlopeTable<>+352(SB), Y6, Y14
+	VPERMPS constants<>+4160(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actELUSlopeTable<>+352(SB), Y7, Y14
+	VPERMPS constants<>+4160(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actELUSlopeTable<>+352(SB), Y8, Y14
+	VPERMPS constants<>+4160(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actELUSlopeTable<>+352(SB), Y9, Y14
+	VPERMPS constants<>+4160(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actELUSlopeTable<>+384(SB), Y6, Y6
-	VPERMPS actELUSlopeTable<>+384(SB), Y7, Y7
-	VPERMPS actELUSlopeTable<>+384(SB), Y8, Y8
-	VPERMPS actELUSlopeTable<>+384(SB), Y9, Y9
+	VPERMPS constants<>+4192(SB), Y6, Y6
+	VPERMPS constants<>+4192(SB), Y7, Y7
+	VPERMPS constants<>+4192(SB), Y8, Y8
+	VPERMPS constants<>+4192(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -21498,33 +20218,33 @@ near1:
 	VMOVUPS 0(R14), Y6
 	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y10, Y10
-	VMOVUPS actELUSlopeTable<>+416(SB), Y14
+	VMOVUPS constants<>+0(SB), Y14
 	VCMPPS $0x1e, Y14, Y6, Y6
-	VMOVUPS actELUSlopeTable<>+448(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VBLENDVPS Y6, Y14, Y10, Y10
 	VMOVAPS Y10, Y2
 	VMOVUPS 32(R14), Y7
 	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y11, Y11
-	VMOVUPS actELUSlopeTable<>+416(SB), Y14
+	VMOVUPS constants<>+0(SB), Y14
 	VCMPPS $0x1e, Y14, Y7, Y7
-	VMOVUPS actELUSlopeTable<>+448(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VBLENDVPS Y7, Y14, Y11, Y11
 	VMOVAPS Y11, Y3
 	VMOVUPS 64(R14), Y8
 	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y12, Y12
-	VMOVUPS actELUSlopeTable<>+416(SB), Y14
+	VMOVUPS constants<>+0(SB), Y14
 	VCMPPS $0x1e, Y14, Y8, Y8
-	VMOVUPS actELUSlopeTable<>+448(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VBLENDVPS Y8, Y14, Y12, Y12
 	VMOVAPS Y12, Y4
 	VMOVUPS 96(R14), Y9
 	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y13, Y13
-	VMOVUPS actELUSlopeTable<>+416(SB), Y14
+	VMOVUPS constants<>+0(SB), Y14
 	VCMPPS $0x1e, Y14, Y9, Y9
-	VMOVUPS actELUSlopeTable<>+448(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VBLENDVPS Y9, Y14, Y13, Y13
 	VMOVAPS Y13, Y5
 	CMPQ 416(R14), $1
@@ -21533,7 +20253,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS actELUSlopeTable<>+32(SB), Y14
+	VMOVUPS constants<>+1280(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -21548,7 +20268,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actELUSlopeTable<>+64(SB), Y14
+	VMOVUPS constants<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -21564,7 +20284,7 @@ mixed8:
 	VORPS Y9, Y8, Y8
 	VORPS Y8, Y6, Y12
 	MOVQ $2, 416(R14)
-	VANDPS actELUSlopeTable<>+0(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
@@ -21572,15 +20292,15 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS actELUSlopeTable<>+480(SB), Y14
+	VMOVUPS constants<>+1632(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
 	MOVQ $3, 416(R14)
-	VPCMPGTD actELUSlopeTable<>+512(SB), Y9, Y12
+	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS actELUSlopeTable<>+544(SB), Y14
+	VMOVUPS constants<>+1696(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -21602,29 +20322,29 @@ load6:
 vector7:
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
-	VMOVUPS actELUSlopeTable<>+576(SB), Y14
+	VMOVUPS constants<>+4224(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VXORPS Y14, Y14, Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y6
 	VEXTRACTF128 $1, Y12, X7
 	VCVTPS2PD X7, Y7
-	VMULPD actELUSlopeTable<>+608(SB), Y6, Y6
-	VMULPD actELUSlopeTable<>+608(SB), Y7, Y7
-	VADDPD actELUSlopeTable<>+640(SB), Y6, Y10
-	VADDPD actELUSlopeTable<>+640(SB), Y7, Y11
-	VSUBPD actELUSlopeTable<>+640(SB), Y10, Y4
-	VSUBPD actELUSlopeTable<>+640(SB), Y11, Y5
+	VMULPD constants<>+4256(SB), Y6, Y6
+	VMULPD constants<>+4256(SB), Y7, Y7
+	VADDPD constants<>+4288(SB), Y6, Y10
+	VADDPD constants<>+4288(SB), Y7, Y11
+	VSUBPD constants<>+4288(SB), Y10, Y4
+	VSUBPD constants<>+4288(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD actELUSlopeTable<>+672(SB), Y4, Y8
-	VMULPD actELUSlopeTable<>+672(SB), Y5, Y9
-	VADDPD actELUSlopeTable<>+704(SB), Y8, Y8
-	VADDPD actELUSlopeTable<>+704(SB), Y9, Y9
-	VADDPD actELUSlopeTable<>+736(SB), Y4, Y4
-	VADDPD actELUSlopeTable<>+736(SB), Y5, Y5
+	VMULPD constants<>+4320(SB), Y4, Y8
+	VMULPD constants<>+4320(SB), Y5, Y9
+	VADDPD constants<>+4352(SB), Y8, Y8
+	VADDPD constants<>+4352(SB), Y9, Y9
+	VADDPD constants<>+4384(SB), Y4, Y4
+	VADDPD constants<>+4384(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -21644,7 +20364,7 @@ vector7:
 	VCVTPD2PSY Y6, X12
 	VCVTPD2PSY Y7, X7
 	VINSERTF128 $1, X7, Y12, Y12
-	VMOVUPS actELUSlopeTable<>+448(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VBLENDVPS Y13, Y14, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 next15:
@@ -21663,7 +20383,7 @@ next15:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 merged10:
-	VMOVUPS actELUSlopeTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS 0(R14), Y14, Y2
 	VANDPS 32(R14), Y14, Y3
 	VANDPS 64(R14), Y14, Y4
@@ -21688,145 +20408,12 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-DATA actSoftplusValueTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA actSoftplusValueTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA actSoftplusValueTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA actSoftplusValueTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA actSoftplusValueTable<>+32(SB)/8, $0x40ab333340ab3333
-DATA actSoftplusValueTable<>+40(SB)/8, $0x40ab333340ab3333
-DATA actSoftplusValueTable<>+48(SB)/8, $0x40ab333340ab3333
-DATA actSoftplusValueTable<>+56(SB)/8, $0x40ab333340ab3333
-DATA actSoftplusValueTable<>+64(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+72(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+80(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+88(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+96(SB)/8, $0x3fb333333fb33333
-DATA actSoftplusValueTable<>+104(SB)/8, $0x3fb333333fb33333
-DATA actSoftplusValueTable<>+112(SB)/8, $0x3fb333333fb33333
-DATA actSoftplusValueTable<>+120(SB)/8, $0x3fb333333fb33333
-DATA actSoftplusValueTable<>+128(SB)/8, $0x4b4000004b400000
-DATA actSoftplusValueTable<>+136(SB)/8, $0x4b4000004b400000
-DATA actSoftplusValueTable<>+144(SB)/8, $0x4b4000004b400000
-DATA actSoftplusValueTable<>+152(SB)/8, $0x4b4000004b400000
-DATA actSoftplusValueTable<>+160(SB)/8, $0x3f33ee973e0b5dae
-DATA actSoftplusValueTable<>+168(SB)/8, $0x400b06ce3fc7848a
-DATA actSoftplusValueTable<>+176(SB)/8, $0x406b17e6403d4ab0
-DATA actSoftplusValueTable<>+184(SB)/8, $0x40a2b741408cad15
-DATA actSoftplusValueTable<>+192(SB)/8, $0x38932ad53935a420
-DATA actSoftplusValueTable<>+200(SB)/8, $0xb8ccb14db929ca14
-DATA actSoftplusValueTable<>+208(SB)/8, $0x3731aac7b77c71b4
-DATA actSoftplusValueTable<>+216(SB)/8, $0x36f52fa3373b9ba2
-DATA actSoftplusValueTable<>+224(SB)/8, $0x3a8502ba39aaaf99
-DATA actSoftplusValueTable<>+232(SB)/8, $0x388beb8e3a147982
-DATA actSoftplusValueTable<>+240(SB)/8, $0xb90e68ebb920a962
-DATA actSoftplusValueTable<>+248(SB)/8, $0xb8441492b8afdd6f
-DATA actSoftplusValueTable<>+256(SB)/8, $0xbb46f0e7bba77454
-DATA actSoftplusValueTable<>+264(SB)/8, $0x3ae141463a58e9b4
-DATA actSoftplusValueTable<>+272(SB)/8, $0x3a6195d23ab83b8a
-DATA actSoftplusValueTable<>+280(SB)/8, $0x3980a2df39f3bf40
-DATA actSoftplusValueTable<>+288(SB)/8, $0xbc4c32ebbb38c394
-DATA actSoftplusValueTable<>+296(SB)/8, $0xbc476d49bc7fd297
-DATA actSoftplusValueTable<>+304(SB)/8, $0xbb7ab71dbbe70678
-DATA actSoftplusValueTable<>+312(SB)/8, $0xba83e9ccbb0029ed
-DATA actSoftplusValueTable<>+320(SB)/8, $0x3de2d0b53dfed176
-DATA actSoftplusValueTable<>+328(SB)/8, $0x3d3c05e23d930f17
-DATA actSoftplusValueTable<>+336(SB)/8, $0x3c45d5993cc040ba
-DATA actSoftplusValueTable<>+344(SB)/8, $0x3b4856123bc50b95
-DATA actSoftplusValueTable<>+352(SB)/8, $0xbea9903ebeee9b29
-DATA actSoftplusValueTable<>+360(SB)/8, $0xbdd17122be320022
-DATA actSoftplusValueTable<>+368(SB)/8, $0xbccadb96bd4a3d0a
-DATA actSoftplusValueTable<>+376(SB)/8, $0xbbc9937fbc477949
-DATA actSoftplusValueTable<>+384(SB)/8, $0x3ecdf22a3f209e02
-DATA actSoftplusValueTable<>+392(SB)/8, $0x3ddcf14b3e438933
-DATA actSoftplusValueTable<>+400(SB)/8, $0x3ccd69643d4f66df
-DATA actSoftplusValueTable<>+408(SB)/8, $0x3bca32df3c48b2b0
-DATA actSoftplusValueTable<>+416(SB)/8, $0x40ab333440ab3334
-DATA actSoftplusValueTable<>+424(SB)/8, $0x40ab333440ab3334
-DATA actSoftplusValueTable<>+432(SB)/8, $0x40ab333440ab3334
-DATA actSoftplusValueTable<>+440(SB)/8, $0x40ab333440ab3334
-DATA actSoftplusValueTable<>+448(SB)/8, $0x42ae000042ae0000
-DATA actSoftplusValueTable<>+456(SB)/8, $0x42ae000042ae0000
-DATA actSoftplusValueTable<>+464(SB)/8, $0x42ae000042ae0000
-DATA actSoftplusValueTable<>+472(SB)/8, $0x42ae000042ae0000
-DATA actSoftplusValueTable<>+480(SB)/8, $0x7f8000007f800000
-DATA actSoftplusValueTable<>+488(SB)/8, $0x7f8000007f800000
-DATA actSoftplusValueTable<>+496(SB)/8, $0x7f8000007f800000
-DATA actSoftplusValueTable<>+504(SB)/8, $0x7f8000007f800000
-DATA actSoftplusValueTable<>+512(SB)/8, $0x7f8000017f800001
-DATA actSoftplusValueTable<>+520(SB)/8, $0x7f8000017f800001
-DATA actSoftplusValueTable<>+528(SB)/8, $0x7f8000017f800001
-DATA actSoftplusValueTable<>+536(SB)/8, $0x7f8000017f800001
-DATA actSoftplusValueTable<>+544(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+552(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+560(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+568(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+576(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusValueTable<>+584(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusValueTable<>+592(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusValueTable<>+600(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusValueTable<>+608(SB)/8, $0x3db170003db17000
-DATA actSoftplusValueTable<>+616(SB)/8, $0x3db170003db17000
-DATA actSoftplusValueTable<>+624(SB)/8, $0x3db170003db17000
-DATA actSoftplusValueTable<>+632(SB)/8, $0x3db170003db17000
-DATA actSoftplusValueTable<>+640(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusValueTable<>+648(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusValueTable<>+656(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusValueTable<>+664(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusValueTable<>+672(SB)/8, $0xb928f58300000000
-DATA actSoftplusValueTable<>+680(SB)/8, $0x37e54670b955a498
-DATA actSoftplusValueTable<>+688(SB)/8, $0xb914aa90b8e00620
-DATA actSoftplusValueTable<>+696(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSoftplusValueTable<>+704(SB)/8, $0x5f7b90005f800000
-DATA actSoftplusValueTable<>+712(SB)/8, $0x5f7600005f783000
-DATA actSoftplusValueTable<>+720(SB)/8, $0x5f7560005f750000
-DATA actSoftplusValueTable<>+728(SB)/8, $0x5f7ac0005f774000
-DATA actSoftplusValueTable<>+736(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusValueTable<>+744(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusValueTable<>+752(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusValueTable<>+760(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusValueTable<>+768(SB)/8, $0x3f00044b3f00044b
-DATA actSoftplusValueTable<>+776(SB)/8, $0x3f00044b3f00044b
-DATA actSoftplusValueTable<>+784(SB)/8, $0x3f00044b3f00044b
-DATA actSoftplusValueTable<>+792(SB)/8, $0x3f00044b3f00044b
-DATA actSoftplusValueTable<>+800(SB)/8, $0x3f8000003f800000
-DATA actSoftplusValueTable<>+808(SB)/8, $0x3f8000003f800000
-DATA actSoftplusValueTable<>+816(SB)/8, $0x3f8000003f800000
-DATA actSoftplusValueTable<>+824(SB)/8, $0x3f8000003f800000
-DATA actSoftplusValueTable<>+832(SB)/8, $0x5080000050800000
-DATA actSoftplusValueTable<>+840(SB)/8, $0x5080000050800000
-DATA actSoftplusValueTable<>+848(SB)/8, $0x5080000050800000
-DATA actSoftplusValueTable<>+856(SB)/8, $0x5080000050800000
-DATA actSoftplusValueTable<>+864(SB)/8, $0x9f136fb29f136fb2
-DATA actSoftplusValueTable<>+872(SB)/8, $0x9f136fb29f136fb2
-DATA actSoftplusValueTable<>+880(SB)/8, $0x9f136fb29f136fb2
-DATA actSoftplusValueTable<>+888(SB)/8, $0x9f136fb29f136fb2
-DATA actSoftplusValueTable<>+896(SB)/8, $0x3f5e40363f5e4036
-DATA actSoftplusValueTable<>+904(SB)/8, $0x3f5e40363f5e4036
-DATA actSoftplusValueTable<>+912(SB)/8, $0x3f5e40363f5e4036
-DATA actSoftplusValueTable<>+920(SB)/8, $0x3f5e40363f5e4036
-DATA actSoftplusValueTable<>+928(SB)/8, $0x2080000020800000
-DATA actSoftplusValueTable<>+936(SB)/8, $0x2080000020800000
-DATA actSoftplusValueTable<>+944(SB)/8, $0x2080000020800000
-DATA actSoftplusValueTable<>+952(SB)/8, $0x2080000020800000
-DATA actSoftplusValueTable<>+960(SB)/8, $0xdf800000df800000
-DATA actSoftplusValueTable<>+968(SB)/8, $0xdf800000df800000
-DATA actSoftplusValueTable<>+976(SB)/8, $0xdf800000df800000
-DATA actSoftplusValueTable<>+984(SB)/8, $0xdf800000df800000
-DATA actSoftplusValueTable<>+992(SB)/8, $0xe0000000e0000000
-DATA actSoftplusValueTable<>+1000(SB)/8, $0xe0000000e0000000
-DATA actSoftplusValueTable<>+1008(SB)/8, $0xe0000000e0000000
-DATA actSoftplusValueTable<>+1016(SB)/8, $0xe0000000e0000000
-DATA actSoftplusValueTable<>+1024(SB)/8, $0x1f8000001f800000
-DATA actSoftplusValueTable<>+1032(SB)/8, $0x1f8000001f800000
-DATA actSoftplusValueTable<>+1040(SB)/8, $0x1f8000001f800000
-DATA actSoftplusValueTable<>+1048(SB)/8, $0x1f8000001f800000
-GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $1056
 TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS actSoftplusValueTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
@@ -21834,101 +20421,101 @@ TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD actSoftplusValueTable<>+32(SB), Y9, Y10
-	VTESTPS actSoftplusValueTable<>+64(SB), Y10
+	VPCMPGTD constants<>+1280(SB), Y9, Y10
+	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actSoftplusValueTable<>+96(SB), Y14
+	VMOVUPS constants<>+1312(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS actSoftplusValueTable<>+128(SB), Y14
+	VMOVUPS constants<>+1344(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actSoftplusValueTable<>+160(SB), Y6, Y14
+	VPERMPS constants<>+4416(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actSoftplusValueTable<>+160(SB), Y7, Y14
+	VPERMPS constants<>+4416(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actSoftplusValueTable<>+160(SB), Y8, Y14
+	VPERMPS constants<>+4416(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actSoftplusValueTable<>+160(SB), Y9, Y14
+	VPERMPS constants<>+4416(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actSoftplusValueTable<>+192(SB), Y6, Y10
-	VPERMPS actSoftplusValueTable<>+192(SB), Y7, Y11
-	VPERMPS actSoftplusValueTable<>+192(SB), Y8, Y12
-	VPERMPS actSoftplusValueTable<>+192(SB), Y9, Y13
-	VPERMPS actSoftplusValueTable<>+224(SB), Y6, Y14
+	VPERMPS constants<>+4448(SB), Y6, Y10
+	VPERMPS constants<>+4448(SB), Y7, Y11
+	VPERMPS constants<>+4448(SB), Y8, Y12
+	VPERMPS constants<>+4448(SB), Y9, Y13
+	VPERMPS constants<>+4480(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSoftplusValueTable<>+224(SB), Y7, Y14
+	VPERMPS constants<>+4480(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSoftplusValueTable<>+224(SB), Y8, Y14
+	VPERMPS constants<>+4480(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSoftplusValueTable<>+224(SB), Y9, Y14
+	VPERMPS constants<>+4480(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSoftplusValueTable<>+256(SB), Y6, Y14
+	VPERMPS constants<>+4512(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSoftplusValueTable<>+256(SB), Y7, Y14
+	VPERMPS constants<>+4512(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSoftplusValueTable<>+256(SB), Y8, Y14
+	VPERMPS constants<>+4512(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSoftplusValueTable<>+256(SB), Y9, Y14
+	VPERMPS constants<>+4512(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSoftplusValueTable<>+288(SB), Y6, Y14
+	VPERMPS constants<>+4544(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSoftplusValueTable<>+288(SB), Y7, Y14
+	VPERMPS constants<>+4544(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSoftplusValueTable<>+288(SB), Y8, Y14
+	VPERMPS constants<>+4544(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSoftplusValueTable<>+288(SB), Y9, Y14
+	VPERMPS constants<>+4544(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSoftplusValueTable<>+320(SB), Y6, Y14
+	VPERMPS constants<>+4576(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSoftplusValueTable<>+320(SB), Y7, Y14
+	VPERMPS constants<>+4576(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSoftplusValueTable<>+320(SB), Y8, Y14
+	VPERMPS constants<>+4576(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSoftplusValueTable<>+320(SB), Y9, Y14
+	VPERMPS constants<>+4576(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actSoftplusValueTable<>+352(SB), Y6, Y14
+	VPERMPS constants<>+4608(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actSoftplusValueTable<>+352(SB), Y7, Y14
+	VPERMPS constants<>+4608(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actSoftplusValueTable<>+352(SB), Y8, Y14
+	VPERMPS constants<>+4608(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actSoftplusValueTable<>+352(SB), Y9, Y14
+	VPERMPS constants<>+4608(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actSoftplusValueTable<>+384(SB), Y6, Y6
-	VPERMPS actSoftplusValueTable<>+384(SB), Y7, Y7
-	VPERMPS actSoftplusValueTable<>+384(SB), Y8, Y8
-	VPERMPS actSoftplusValueTable<>+384(SB), Y9, Y9
+	VPERMPS constants<>+4640(SB), Y6, Y6
+	VPERMPS constants<>+4640(SB), Y7, Y7
+	VPERMPS constants<>+4640(SB), Y8, Y8
+	VPERMPS constants<>+4640(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -21955,7 +20542,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
+	VMOVUPS constants<>+1280(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -21970,7 +20557,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actSoftplusValueTable<>+64(SB), Y14
+	VMOVUPS constants<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -21986,7 +20573,7 @@ mixed8:
 	VORPS Y9, Y8, Y8
 	VORPS Y8, Y6, Y12
 	MOVQ $2, 416(R14)
-	VANDPS actSoftplusValueTable<>+0(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
@@ -21994,18 +20581,18 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS actSoftplusValueTable<>+416(SB), Y14
+	VMOVUPS constants<>+1632(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
-	VPCMPGTD actSoftplusValueTable<>+448(SB), Y9, Y12
+	VPCMPGTD constants<>+1664(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ pairs13
 	MOVQ $3, 416(R14)
-	VPCMPGTD actSoftplusValueTable<>+480(SB), Y9, Y12
+	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS actSoftplusValueTable<>+512(SB), Y14
+	VMOVUPS constants<>+1696(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -22030,36 +20617,36 @@ loop14:
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
-	VPMINSD actSoftplusValueTable<>+544(SB), Y13, Y13
-	VMULPS actSoftplusValueTable<>+576(SB), Y13, Y11
-	VADDPS actSoftplusValueTable<>+128(SB), Y11, Y11
-	VSUBPS actSoftplusValueTable<>+128(SB), Y11, Y10
+	VPMINSD constants<>+1728(SB), Y13, Y13
+	VMULPS constants<>+1760(SB), Y13, Y11
+	VADDPS constants<>+1344(SB), Y11, Y11
+	VSUBPS constants<>+1344(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS actSoftplusValueTable<>+608(SB), Y10, Y8
+	VMULPS constants<>+1792(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS actSoftplusValueTable<>+640(SB), Y10, Y10
-	VPERMPS actSoftplusValueTable<>+672(SB), Y11, Y7
+	VMULPS constants<>+1824(SB), Y10, Y10
+	VPERMPS constants<>+1856(SB), Y11, Y7
 	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS actSoftplusValueTable<>+704(SB), Y11, Y10
+	VPERMPS constants<>+1888(SB), Y11, Y10
 	VPADDD Y6, Y10, Y6
-	VMULPS actSoftplusValueTable<>+736(SB), Y8, Y7
-	VADDPS actSoftplusValueTable<>+768(SB), Y7, Y7
+	VMULPS constants<>+1952(SB), Y8, Y7
+	VADDPS constants<>+2208(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS actSoftplusValueTable<>+800(SB), Y7, Y7
+	VSUBPS constants<>+1056(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD actSoftplusValueTable<>+832(SB), Y8, Y10
-	VMULPS actSoftplusValueTable<>+864(SB), Y10, Y10
-	VADDPS actSoftplusValueTable<>+896(SB), Y10, Y11
+	VPMAXSD constants<>+1984(SB), Y8, Y10
+	VMULPS constants<>+4672(SB), Y10, Y10
+	VADDPS constants<>+4704(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VADDPS Y7, Y6, Y6
-	VADDPS actSoftplusValueTable<>+928(SB), Y6, Y7
-	VPADDD actSoftplusValueTable<>+960(SB), Y7, Y7
-	VPADDD actSoftplusValueTable<>+992(SB), Y6, Y6
+	VADDPS constants<>+2080(SB), Y6, Y7
+	VPADDD constants<>+2112(SB), Y7, Y7
+	VPADDD constants<>+2144(SB), Y6, Y6
 	VPMAXSD Y7, Y6, Y6
 	VXORPS Y13, Y13, Y13
 	VPMAXSD Y13, Y12, Y13
@@ -22108,50 +20695,50 @@ pairs13:
 loop16:
 	VMOVUPS 128(R14)(AX*1), Y2
 	VMOVUPS 160(R14)(AX*1), Y8
-	VMULPS actSoftplusValueTable<>+576(SB), Y2, Y7
-	VMULPS actSoftplusValueTable<>+576(SB), Y8, Y13
-	VADDPS actSoftplusValueTable<>+128(SB), Y7, Y7
-	VADDPS actSoftplusValueTable<>+128(SB), Y13, Y13
-	VSUBPS actSoftplusValueTable<>+128(SB), Y7, Y6
-	VSUBPS actSoftplusValueTable<>+128(SB), Y13, Y12
+	VMULPS constants<>+1760(SB), Y2, Y7
+	VMULPS constants<>+1760(SB), Y8, Y13
+	VADDPS constants<>+1344(SB), Y7, Y7
+	VADDPS constants<>+1344(SB), Y13, Y13
+	VSUBPS constants<>+1344(SB), Y7, Y6
+	VSUBPS constants<>+1344(SB), Y13, Y12
 	VPSLLD $20, Y7, Y3
 	VPSLLD $20, Y13, Y9
-	VMULPS actSoftplusValueTable<>+608(SB), Y6, Y5
-	VMULPS actSoftplusValueTable<>+608(SB), Y12, Y11
+	VMULPS constants<>+1792(SB), Y6, Y5
+	VMULPS constants<>+1792(SB), Y12, Y11
 	VADDPS Y5, Y2, Y5
 	VADDPS Y11, Y8, Y11
-	VMULPS actSoftplusValueTable<>+640(SB), Y6, Y6
-	VMULPS actSoftplusValueTable<>+640(SB), Y12, Y12
-	VPERMPS actSoftplusValueTable<>+672(SB), Y7, Y4
-	VPERMPS actSoftplusValueTable<>+672(SB), Y13, Y10
+	VMULPS constants<>+1824(SB), Y6, Y6
+	VMULPS constants<>+1824(SB), Y12, Y12
+	VPERMPS constants<>+1856(SB), Y7, Y4
+	VPERMPS constants<>+1856(SB), Y13, Y10
 	VADDPS Y4, Y6, Y6
 	VADDPS Y10, Y12, Y12
 	VADDPS Y6, Y5, Y5
 	VADDPS Y12, Y11, Y11
-	VPERMPS actSoftplusValueTable<>+704(SB), Y7, Y6
-	VPERMPS actSoftplusValueTable<>+704(SB), Y13, Y12
+	VPERMPS constants<>+1888(SB), Y7, Y6
+	VPERMPS constants<>+1888(SB), Y13, Y12
 	VPADDD Y3, Y6, Y3
 	VPADDD Y9, Y12, Y9
-	VMULPS actSoftplusValueTable<>+736(SB), Y5, Y4
-	VMULPS actSoftplusValueTable<>+736(SB), Y11, Y10
-	VADDPS actSoftplusValueTable<>+768(SB), Y4, Y4
-	VADDPS actSoftplusValueTable<>+768(SB), Y10, Y10
+	VMULPS constants<>+1952(SB), Y5, Y4
+	VMULPS constants<>+1952(SB), Y11, Y10
+	VADDPS constants<>+2208(SB), Y4, Y4
+	VADDPS constants<>+2208(SB), Y10, Y10
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VSUBPS actSoftplusValueTable<>+800(SB), Y4, Y4
-	VSUBPS actSoftplusValueTable<>+800(SB), Y10, Y10
+	VSUBPS constants<>+1056(SB), Y4, Y4
+	VSUBPS constants<>+1056(SB), Y10, Y10
 	VMULPS Y5, Y3, Y5
 	VMULPS Y11, Y9, Y11
 	VMULPS Y4, Y5, Y4
 	VMULPS Y10, Y11, Y10
 	VADDPS Y4, Y3, Y5
 	VADDPS Y10, Y9, Y11
-	VPMAXSD actSoftplusValueTable<>+832(SB), Y5, Y6
-	VPMAXSD actSoftplusValueTable<>+832(SB), Y11, Y12
-	VMULPS actSoftplusValueTable<>+864(SB), Y6, Y6
-	VMULPS actSoftplusValueTable<>+864(SB), Y12, Y12
-	VADDPS actSoftplusValueTable<>+896(SB), Y6, Y7
-	VADDPS actSoftplusValueTable<>+896(SB), Y12, Y13
+	VPMAXSD constants<>+1984(SB), Y5, Y6
+	VPMAXSD constants<>+1984(SB), Y11, Y12
+	VMULPS constants<>+4672(SB), Y6, Y6
+	VMULPS constants<>+4672(SB), Y12, Y12
+	VADDPS constants<>+4704(SB), Y6, Y7
+	VADDPS constants<>+4704(SB), Y12, Y13
 	VMULPS Y6, Y5, Y5
 	VMULPS Y12, Y11, Y11
 	VMULPS Y7, Y5, Y5
@@ -22160,8 +20747,8 @@ loop16:
 	VADDPS Y11, Y10, Y10
 	VADDPS Y4, Y3, Y3
 	VADDPS Y10, Y9, Y9
-	VMULPS actSoftplusValueTable<>+1024(SB), Y3, Y3
-	VMULPS actSoftplusValueTable<>+1024(SB), Y9, Y9
+	VMULPS constants<>+2176(SB), Y3, Y3
+	VMULPS constants<>+2176(SB), Y9, Y9
 	VMOVUPS 0(R14)(AX*1), Y7
 	VMOVUPS 32(R14)(AX*1), Y13
 	VXORPS Y2, Y2, Y2
@@ -22183,114 +20770,17 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-DATA actMishValueTable<>+0(SB)/8, $0xbf000000bf000000
-DATA actMishValueTable<>+8(SB)/8, $0xbf000000bf000000
-DATA actMishValueTable<>+16(SB)/8, $0xbf000000bf000000
-DATA actMishValueTable<>+24(SB)/8, $0xbf000000bf000000
-DATA actMishValueTable<>+32(SB)/8, $0x7fffffff7fffffff
-DATA actMishValueTable<>+40(SB)/8, $0x7fffffff7fffffff
-DATA actMishValueTable<>+48(SB)/8, $0x7fffffff7fffffff
-DATA actMishValueTable<>+56(SB)/8, $0x7fffffff7fffffff
-DATA actMishValueTable<>+64(SB)/8, $0x407f5c29407f5c29
-DATA actMishValueTable<>+72(SB)/8, $0x407f5c29407f5c29
-DATA actMishValueTable<>+80(SB)/8, $0x407f5c29407f5c29
-DATA actMishValueTable<>+88(SB)/8, $0x407f5c29407f5c29
-DATA actMishValueTable<>+96(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+104(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+112(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+120(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+128(SB)/8, $0x4b4000004b400000
-DATA actMishValueTable<>+136(SB)/8, $0x4b4000004b400000
-DATA actMishValueTable<>+144(SB)/8, $0x4b4000004b400000
-DATA actMishValueTable<>+152(SB)/8, $0x4b4000004b400000
-DATA actMishValueTable<>+160(SB)/8, $0x3f42d93fbdf5ad6b
-DATA actMishValueTable<>+168(SB)/8, $0x4035d4553fe47922
-DATA actMishValueTable<>+176(SB)/8, $0xc046d0fcc082cee7
-DATA actMishValueTable<>+184(SB)/8, $0xbf8a18c9c0077a8c
-DATA actMishValueTable<>+192(SB)/8, $0x3a7f993cba970bde
-DATA actMishValueTable<>+200(SB)/8, $0xb78bb65db966eb75
-DATA actMishValueTable<>+208(SB)/8, $0xb793eff7b525669e
-DATA actMishValueTable<>+216(SB)/8, $0x39f362ebb889ab59
-DATA actMishValueTable<>+224(SB)/8, $0xbb3cc08e3add9a0a
-DATA actMishValueTable<>+232(SB)/8, $0xb850723d3a8ecdc0
-DATA actMishValueTable<>+240(SB)/8, $0xb7c13e3437349b47
-DATA actMishValueTable<>+248(SB)/8, $0x393bd141b9998d8a
-DATA actMishValueTable<>+256(SB)/8, $0xbad08f693be2e4da
-DATA actMishValueTable<>+264(SB)/8, $0x3a18c90ebaf029e8
-DATA actMishValueTable<>+272(SB)/8, $0x38eff38138d71ba8
-DATA actMishValueTable<>+280(SB)/8, $0xbb397dffba2312f3
-DATA actMishValueTable<>+288(SB)/8, $0x3c9064d3bb9d55ee
-DATA actMishValueTable<>+296(SB)/8, $0xbb1942d9bb1b27aa
-DATA actMishValueTable<>+304(SB)/8, $0x3a9e2d7f3a1eb592
-DATA actMishValueTable<>+312(SB)/8, $0xbc1385413a1d5d6e
-DATA actMishValueTable<>+320(SB)/8, $0xbc1c8880bd36b5d1
-DATA actMishValueTable<>+328(SB)/8, $0x3bc44d483ca46223
-DATA actMishValueTable<>+336(SB)/8, $0x3bc8fdb03b2af688
-DATA actMishValueTable<>+344(SB)/8, $0xbb074aab3c31ae8d
-DATA actMishValueTable<>+352(SB)/8, $0xbdb9394f39b3950a
-DATA actMishValueTable<>+360(SB)/8, $0xbc2a9a94bd508236
-DATA actMishValueTable<>+368(SB)/8, $0x3ca6f9e43c04d3ab
-DATA actMishValueTable<>+376(SB)/8, $0x3d8fb5a53d3ca39c
-DATA actMishValueTable<>+384(SB)/8, $0x3e6953b13ea4cc0c
-DATA actMishValueTable<>+392(SB)/8, $0x3c3b28063d8b0a59
-DATA actMishValueTable<>+400(SB)/8, $0x3d2f22b03c872174
-DATA actMishValueTable<>+408(SB)/8, $0x3e6ec46b3dd946cf
-DATA actMishValueTable<>+416(SB)/8, $0x3f50df1d3f0fbbf2
-DATA actMishValueTable<>+424(SB)/8, $0x3f7e72a33f75a467
-DATA actMishValueTable<>+432(SB)/8, $0x3d3339f73c884877
-DATA actMishValueTable<>+440(SB)/8, $0x3e91b3993de7d921
-DATA actMishValueTable<>+448(SB)/8, $0x407f5c2a407f5c2a
-DATA actMishValueTable<>+456(SB)/8, $0x407f5c2a407f5c2a
-DATA actMishValueTable<>+464(SB)/8, $0x407f5c2a407f5c2a
-DATA actMishValueTable<>+472(SB)/8, $0x407f5c2a407f5c2a
-DATA actMishValueTable<>+480(SB)/8, $0x7f8000007f800000
-DATA actMishValueTable<>+488(SB)/8, $0x7f8000007f800000
-DATA actMishValueTable<>+496(SB)/8, $0x7f8000007f800000
-DATA actMishValueTable<>+504(SB)/8, $0x7f8000007f800000
-DATA actMishValueTable<>+512(SB)/8, $0x7f8000017f800001
-DATA actMishValueTable<>+520(SB)/8, $0x7f8000017f800001
-DATA actMishValueTable<>+528(SB)/8, $0x7f8000017f800001
-DATA actMishValueTable<>+536(SB)/8, $0x7f8000017f800001
-DATA actMishValueTable<>+544(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+552(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+560(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+568(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+576(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+584(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+592(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+600(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+608(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+616(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+624(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+632(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+640(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+648(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+656(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+664(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+672(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+680(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+688(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+696(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+704(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+712(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+720(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+728(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+736(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+744(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+752(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+760(SB)/8, $0x405f42bc28bd824e
-GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $768
 TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS actMishValueTable<>+0(SB), Y14
+	VMOVUPS constants<>+4736(SB), Y14
 	VSUBPS Y14, Y2, Y6
 	VSUBPS Y14, Y3, Y7
 	VSUBPS Y14, Y4, Y8
 	VSUBPS Y14, Y5, Y9
-	VMOVUPS actMishValueTable<>+32(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS Y14, Y6, Y6
 	VANDPS Y14, Y7, Y7
 	VANDPS Y14, Y8, Y8
@@ -22298,108 +20788,108 @@ TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y7, Y6, Y10
 	VPMAXSD Y9, Y8, Y11
 	VPMAXSD Y11, Y10, Y11
-	VPCMPGTD actMishValueTable<>+64(SB), Y11, Y10
-	VTESTPS actMishValueTable<>+96(SB), Y10
+	VPCMPGTD constants<>+4768(SB), Y11, Y10
+	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actMishValueTable<>+128(SB), Y14
+	VMOVUPS constants<>+1344(SB), Y14
 	VADDPS Y14, Y2, Y6
 	VADDPS Y14, Y3, Y7
 	VADDPS Y14, Y4, Y8
 	VADDPS Y14, Y5, Y9
-	VPERMPS actMishValueTable<>+160(SB), Y6, Y14
+	VPERMPS constants<>+4800(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actMishValueTable<>+160(SB), Y7, Y14
+	VPERMPS constants<>+4800(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actMishValueTable<>+160(SB), Y8, Y14
+	VPERMPS constants<>+4800(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actMishValueTable<>+160(SB), Y9, Y14
+	VPERMPS constants<>+4800(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actMishValueTable<>+192(SB), Y6, Y10
-	VPERMPS actMishValueTable<>+192(SB), Y7, Y11
-	VPERMPS actMishValueTable<>+192(SB), Y8, Y12
-	VPERMPS actMishValueTable<>+192(SB), Y9, Y13
-	VPERMPS actMishValueTable<>+224(SB), Y6, Y14
+	VPERMPS constants<>+4832(SB), Y6, Y10
+	VPERMPS constants<>+4832(SB), Y7, Y11
+	VPERMPS constants<>+4832(SB), Y8, Y12
+	VPERMPS constants<>+4832(SB), Y9, Y13
+	VPERMPS constants<>+4864(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actMishValueTable<>+224(SB), Y7, Y14
+	VPERMPS constants<>+4864(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actMishValueTable<>+224(SB), Y8, Y14
+	VPERMPS constants<>+4864(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actMishValueTable<>+224(SB), Y9, Y14
+	VPERMPS constants<>+4864(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actMishValueTable<>+256(SB), Y6, Y14
+	VPERMPS constants<>+4896(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actMishValueTable<>+256(SB), Y7, Y14
+	VPERMPS constants<>+4896(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actMishValueTable<>+256(SB), Y8, Y14
+	VPERMPS constants<>+4896(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actMishValueTable<>+256(SB), Y9, Y14
+	VPERMPS constants<>+4896(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actMishValueTable<>+288(SB), Y6, Y14
+	VPERMPS constants<>+4928(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actMishValueTable<>+288(SB), Y7, Y14
+	VPERMPS constants<>+4928(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actMishValueTable<>+288(SB), Y8, Y14
+	VPERMPS constants<>+4928(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actMishValueTable<>+288(SB), Y9, Y14
+	VPERMPS constants<>+4928(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actMishValueTable<>+320(SB), Y6, Y14
+	VPERMPS constants<>+4960(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actMishValueTable<>+320(SB), Y7, Y14
+	VPERMPS constants<>+4960(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actMishValueTable<>+320(SB), Y8, Y14
+	VPERMPS constants<>+4960(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actMishValueTable<>+320(SB), Y9, Y14
+	VPERMPS constants<>+4960(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actMishValueTable<>+352(SB), Y6, Y14
+	VPERMPS constants<>+4992(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actMishValueTable<>+352(SB), Y7, Y14
+	VPERMPS constants<>+4992(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actMishValueTable<>+352(SB), Y8, Y14
+	VPERMPS constants<>+4992(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actMishValueTable<>+352(SB), Y9, Y14
+	VPERMPS constants<>+4992(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actMishValueTable<>+384(SB), Y6, Y14
+	VPERMPS constants<>+5024(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actMishValueTable<>+384(SB), Y7, Y14
+	VPERMPS constants<>+5024(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actMishValueTable<>+384(SB), Y8, Y14
+	VPERMPS constants<>+5024(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actMishValueTable<>+384(SB), Y9, Y14
+	VPERMPS constants<>+5024(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actMishValueTable<>+416(SB), Y6, Y6
-	VPERMPS actMishValueTable<>+416(SB), Y7, Y7
-	VPERMPS actMishValueTable<>+416(SB), Y8, Y8
-	VPERMPS actMishValueTable<>+416(SB), Y9, Y9
+	VPERMPS constants<>+5056(SB), Y6, Y6
+	VPERMPS constants<>+5056(SB), Y7, Y7
+	VPERMPS constants<>+5056(SB), Y8, Y8
+	VPERMPS constants<>+5056(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -22418,7 +20908,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS actMishValueTable<>+64(SB), Y14
+	VMOVUPS constants<>+4768(SB), Y14
 	VCMPPS $0x1e, Y14, Y6, Y10
 	VCMPPS $0x1e, Y14, Y7, Y11
 	VCMPPS $0x1e, Y14, Y8, Y12
@@ -22433,7 +20923,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actMishValueTable<>+96(SB), Y14
+	VMOVUPS constants<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -22449,7 +20939,7 @@ mixed8:
 	VORPS Y9, Y8, Y8
 	VORPS Y8, Y6, Y12
 	MOVQ $2, 416(R14)
-	VANDPS actMishValueTable<>+32(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
@@ -22457,15 +20947,15 @@ all4:
 	VPMINSD Y7, Y6, Y13
 	VPMINSD Y9, Y8, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS actMishValueTable<>+448(SB), Y14
+	VMOVUPS constants<>+5088(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
 	MOVQ $3, 416(R14)
-	VPCMPGTD actMishValueTable<>+480(SB), Y11, Y12
+	VPCMPGTD constants<>+1024(SB), Y11, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS actMishValueTable<>+512(SB), Y14
+	VMOVUPS constants<>+1696(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -22485,9 +20975,9 @@ loop14:
 	JEQ next15
 load6:
 vector7:
-	VMOVUPS actMishValueTable<>+544(SB), Y14
+	VMOVUPS constants<>+5120(SB), Y14
 	VMAXPS Y12, Y14, Y12
-	VMOVUPS actMishValueTable<>+576(SB), Y14
+	VMOVUPS constants<>+5152(SB), Y14
 	VMINPS Y12, Y14, Y13
 	VCVTPS2PD X12, Y2
 	VEXTRACTF128 $1, Y12, X3
@@ -22495,22 +20985,22 @@ vector7:
 	VCVTPS2PD X13, Y6
 	VEXTRACTF128 $1, Y13, X7
 	VCVTPS2PD X7, Y7
-	VMULPD actMishValueTable<>+608(SB), Y6, Y6
-	VMULPD actMishValueTable<>+608(SB), Y7, Y7
-	VADDPD actMishValueTable<>+640(SB), Y6, Y10
-	VADDPD actMishValueTable<>+640(SB), Y7, Y11
-	VSUBPD actMishValueTable<>+640(SB), Y10, Y4
-	VSUBPD actMishValueTable<>+640(SB), Y11, Y5
+	VMULPD constants<>+4256(SB), Y6, Y6
+	VMULPD constants<>+4256(SB), Y7, Y7
+	VADDPD constants<>+4288(SB), Y6, Y10
+	VADDPD constants<>+4288(SB), Y7, Y11
+	VSUBPD constants<>+4288(SB), Y10, Y4
+	VSUBPD constants<>+4288(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD actMishValueTable<>+672(SB), Y4, Y8
-	VMULPD actMishValueTable<>+672(SB), Y5, Y9
-	VADDPD actMishValueTable<>+704(SB), Y8, Y8
-	VADDPD actMishValueTable<>+704(SB), Y9, Y9
-	VADDPD actMishValueTable<>+736(SB), Y4, Y4
-	VADDPD actMishValueTable<>+736(SB), Y5, Y5
+	VMULPD constants<>+4320(SB), Y4, Y8
+	VMULPD constants<>+4320(SB), Y5, Y9
+	VADDPD constants<>+4352(SB), Y8, Y8
+	VADDPD constants<>+4352(SB), Y9, Y9
+	VADDPD constants<>+4384(SB), Y4, Y4
+	VADDPD constants<>+4384(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -22581,118 +21071,17 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-DATA actMishSlopeTable<>+0(SB)/8, $0xbf000000bf000000
-DATA actMishSlopeTable<>+8(SB)/8, $0xbf000000bf000000
-DATA actMishSlopeTable<>+16(SB)/8, $0xbf000000bf000000
-DATA actMishSlopeTable<>+24(SB)/8, $0xbf000000bf000000
-DATA actMishSlopeTable<>+32(SB)/8, $0x7fffffff7fffffff
-DATA actMishSlopeTable<>+40(SB)/8, $0x7fffffff7fffffff
-DATA actMishSlopeTable<>+48(SB)/8, $0x7fffffff7fffffff
-DATA actMishSlopeTable<>+56(SB)/8, $0x7fffffff7fffffff
-DATA actMishSlopeTable<>+64(SB)/8, $0x407f5c29407f5c29
-DATA actMishSlopeTable<>+72(SB)/8, $0x407f5c29407f5c29
-DATA actMishSlopeTable<>+80(SB)/8, $0x407f5c29407f5c29
-DATA actMishSlopeTable<>+88(SB)/8, $0x407f5c29407f5c29
-DATA actMishSlopeTable<>+96(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+104(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+112(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+120(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+128(SB)/8, $0x4b4000004b400000
-DATA actMishSlopeTable<>+136(SB)/8, $0x4b4000004b400000
-DATA actMishSlopeTable<>+144(SB)/8, $0x4b4000004b400000
-DATA actMishSlopeTable<>+152(SB)/8, $0x4b4000004b400000
-DATA actMishSlopeTable<>+160(SB)/8, $0x3f8f8f8dbe9988c2
-DATA actMishSlopeTable<>+168(SB)/8, $0x403a422a4011ed3b
-DATA actMishSlopeTable<>+176(SB)/8, $0xc052b5ebc082e3e2
-DATA actMishSlopeTable<>+184(SB)/8, $0xbf659c40c0061d1e
-DATA actMishSlopeTable<>+192(SB)/8, $0x3bf88fcbbc134d12
-DATA actMishSlopeTable<>+200(SB)/8, $0x393e820abaf07546
-DATA actMishSlopeTable<>+208(SB)/8, $0xb7ebefbe3766207c
-DATA actMishSlopeTable<>+216(SB)/8, $0x3b3a3c79ba1302a3
-DATA actMishSlopeTable<>+224(SB)/8, $0x3b9154023cc20016
-DATA actMishSlopeTable<>+232(SB)/8, $0xba70ab8abab27407
-DATA actMishSlopeTable<>+240(SB)/8, $0x393ee6a138ab5ac8
-DATA actMishSlopeTable<>+248(SB)/8, $0x3afc0deaba964b4d
-DATA actMishSlopeTable<>+256(SB)/8, $0xbd0a98c33cac3846
-DATA actMishSlopeTable<>+264(SB)/8, $0x3b154a393bc50fe1
-DATA actMishSlopeTable<>+272(SB)/8, $0x3a6f764e39b55b05
-DATA actMishSlopeTable<>+280(SB)/8, $0xbc9225c8b91762ff
-DATA actMishSlopeTable<>+288(SB)/8, $0x3ccb6b98bd6819c2
-DATA actMishSlopeTable<>+296(SB)/8, $0xbb24587cbc83c6be
-DATA actMishSlopeTable<>+304(SB)/8, $0x3b5aaa363a737fe5
-DATA actMishSlopeTable<>+312(SB)/8, $0xbd3e579d3c1ce59b
-DATA actMishSlopeTable<>+320(SB)/8, $0x3dc2574bbe1413eb
-DATA actMishSlopeTable<>+328(SB)/8, $0xbb60d0f83c8dd877
-DATA actMishSlopeTable<>+336(SB)/8, $0x3bdc44853a09ea2a
-DATA actMishSlopeTable<>+344(SB)/8, $0x3b3756303d20349d
-DATA actMishSlopeTable<>+352(SB)/8, $0xbe674dba3dd62989
-DATA actMishSlopeTable<>+360(SB)/8, $0x3c9d2e4d3c3c731a
-DATA actMishSlopeTable<>+368(SB)/8, $0xba078de9bbfb75e1
-DATA actMishSlopeTable<>+376(SB)/8, $0x3e684f943d92fb91
-DATA actMishSlopeTable<>+384(SB)/8, $0x3e00cb003f1f0ab7
-DATA actMishSlopeTable<>+392(SB)/8, $0xbd09b4ddbd6952ca
-DATA actMishSlopeTable<>+400(SB)/8, $0xbd2ae195bd0830b4
-DATA actMishSlopeTable<>+408(SB)/8, $0x3ecada303ca59223
-DATA actMishSlopeTable<>+416(SB)/8, $0x3f88ae9e3ed132cd
-DATA actMishSlopeTable<>+424(SB)/8, $0x3f83117d3f86c711
-DATA actMishSlopeTable<>+432(SB)/8, $0xbda6990ebd4fb33b
-DATA actMishSlopeTable<>+440(SB)/8, $0x3dc7ffb9bde34731
-DATA actMishSlopeTable<>+448(SB)/8, $0x407f5c2a407f5c2a
-DATA actMishSlopeTable<>+456(SB)/8, $0x407f5c2a407f5c2a
-DATA actMishSlopeTable<>+464(SB)/8, $0x407f5c2a407f5c2a
-DATA actMishSlopeTable<>+472(SB)/8, $0x407f5c2a407f5c2a
-DATA actMishSlopeTable<>+480(SB)/8, $0x7f8000007f800000
-DATA actMishSlopeTable<>+488(SB)/8, $0x7f8000007f800000
-DATA actMishSlopeTable<>+496(SB)/8, $0x7f8000007f800000
-DATA actMishSlopeTable<>+504(SB)/8, $0x7f8000007f800000
-DATA actMishSlopeTable<>+512(SB)/8, $0x7f8000017f800001
-DATA actMishSlopeTable<>+520(SB)/8, $0x7f8000017f800001
-DATA actMishSlopeTable<>+528(SB)/8, $0x7f8000017f800001
-DATA actMishSlopeTable<>+536(SB)/8, $0x7f8000017f800001
-DATA actMishSlopeTable<>+544(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+552(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+560(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+568(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+576(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+584(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+592(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+600(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+608(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+616(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+624(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+632(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+640(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+648(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+656(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+664(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+768(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+776(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+784(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+792(SB)/8, $0x4010000000000000
-GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $800
 TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS actMishSlopeTable<>+0(SB), Y14
+	VMOVUPS constants<>+4736(SB), Y14
 	VSUBPS Y14, Y2, Y6
 	VSUBPS Y14, Y3, Y7
 	VSUBPS Y14, Y4, Y8
 	VSUBPS Y14, Y5, Y9
-	VMOVUPS actMishSlopeTable<>+32(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS Y14, Y6, Y6
 	VANDPS Y14, Y7, Y7
 	VANDPS Y14, Y8, Y8
@@ -22700,108 +21089,108 @@ TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y7, Y6, Y10
 	VPMAXSD Y9, Y8, Y11
 	VPMAXSD Y11, Y10, Y11
-	VPCMPGTD actMishSlopeTable<>+64(SB), Y11, Y10
-	VTESTPS actMishSlopeTable<>+96(SB), Y10
+	VPCMPGTD constants<>+4768(SB), Y11, Y10
+	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actMishSlopeTable<>+128(SB), Y14
+	VMOVUPS constants<>+1344(SB), Y14
 	VADDPS Y14, Y2, Y6
 	VADDPS Y14, Y3, Y7
 	VADDPS Y14, Y4, Y8
 	VADDPS Y14, Y5, Y9
-	VPERMPS actMishSlopeTable<>+160(SB), Y6, Y14
+	VPERMPS constants<>+5184(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actMishSlopeTable<>+160(SB), Y7, Y14
+	VPERMPS constants<>+5184(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actMishSlopeTable<>+160(SB), Y8, Y14
+	VPERMPS constants<>+5184(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actMishSlopeTable<>+160(SB), Y9, Y14
+	VPERMPS constants<>+5184(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actMishSlopeTable<>+192(SB), Y6, Y10
-	VPERMPS actMishSlopeTable<>+192(SB), Y7, Y11
-	VPERMPS actMishSlopeTable<>+192(SB), Y8, Y12
-	VPERMPS actMishSlopeTable<>+192(SB), Y9, Y13
-	VPERMPS actMishSlopeTable<>+224(SB), Y6, Y14
+	VPERMPS constants<>+5216(SB), Y6, Y10
+	VPERMPS constants<>+5216(SB), Y7, Y11
+	VPERMPS constants<>+5216(SB), Y8, Y12
+	VPERMPS constants<>+5216(SB), Y9, Y13
+	VPERMPS constants<>+5248(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actMishSlopeTable<>+224(SB), Y7, Y14
+	VPERMPS constants<>+5248(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actMishSlopeTable<>+224(SB), Y8, Y14
+	VPERMPS constants<>+5248(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actMishSlopeTable<>+224(SB), Y9, Y14
+	VPERMPS constants<>+5248(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actMishSlopeTable<>+256(SB), Y6, Y14
+	VPERMPS constants<>+5280(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actMishSlopeTable<>+256(SB), Y7, Y14
+	VPERMPS constants<>+5280(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actMishSlopeTable<>+256(SB), Y8, Y14
+	VPERMPS constants<>+5280(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actMishSlopeTable<>+256(SB), Y9, Y14
+	VPERMPS constants<>+5280(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actMishSlopeTable<>+288(SB), Y6, Y14
+	VPERMPS constants<>+5312(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actMishSlopeTable<>+288(SB), Y7, Y14
+	VPERMPS constants<>+5312(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actMishSlopeTable<>+288(SB), Y8, Y14
+	VPERMPS constants<>+5312(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actMishSlopeTable<>+288(SB), Y9, Y14
+	VPERMPS constants<>+5312(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actMishSlopeTable<>+320(SB), Y6, Y14
+	VPERMPS constants<>+5344(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actMishSlopeTable<>+320(SB), Y7, Y14
+	VPERMPS constants<>+5344(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actMishSlopeTable<>+320(SB), Y8, Y14
+	VPERMPS constants<>+5344(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actMishSlopeTable<>+320(SB), Y9, Y14
+	VPERMPS constants<>+5344(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actMishSlopeTable<>+352(SB), Y6, Y14
+	VPERMPS constants<>+5376(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actMishSlopeTable<>+352(SB), Y7, Y14
+	VPERMPS constants<>+5376(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actMishSlopeTable<>+352(SB), Y8, Y14
+	VPERMPS constants<>+5376(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actMishSlopeTable<>+352(SB), Y9, Y14
+	VPERMPS constants<>+5376(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actMishSlopeTable<>+384(SB), Y6, Y14
+	VPERMPS constants<>+5408(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actMishSlopeTable<>+384(SB), Y7, Y14
+	VPERMPS constants<>+5408(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actMishSlopeTable<>+384(SB), Y8, Y14
+	VPERMPS constants<>+5408(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actMishSlopeTable<>+384(SB), Y9, Y14
+	VPERMPS constants<>+5408(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actMishSlopeTable<>+416(SB), Y6, Y6
-	VPERMPS actMishSlopeTable<>+416(SB), Y7, Y7
-	VPERMPS actMishSlopeTable<>+416(SB), Y8, Y8
-	VPERMPS actMishSlopeTable<>+416(SB), Y9, Y9
+	VPERMPS constants<>+5440(SB), Y6, Y6
+	VPERMPS constants<>+5440(SB), Y7, Y7
+	VPERMPS constants<>+5440(SB), Y8, Y8
+	VPERMPS constants<>+5440(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -22820,7 +21209,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS actMishSlopeTable<>+64(SB), Y14
+	VMOVUPS constants<>+4768(SB), Y14
 	VCMPPS $0x1e, Y14, Y6, Y10
 	VCMPPS $0x1e, Y14, Y7, Y11
 	VCMPPS $0x1e, Y14, Y8, Y12
@@ -22835,7 +21224,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actMishSlopeTable<>+96(SB), Y14
+	VMOVUPS constants<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -22851,7 +21240,7 @@ mixed8:
 	VORPS Y9, Y8, Y8
 	VORPS Y8, Y6, Y12
 	MOVQ $2, 416(R14)
-	VANDPS actMishSlopeTable<>+32(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
@@ -22859,15 +21248,15 @@ all4:
 	VPMINSD Y7, Y6, Y13
 	VPMINSD Y9, Y8, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS actMishSlopeTable<>+448(SB), Y14
+	VMOVUPS constants<>+5088(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
 	MOVQ $3, 416(R14)
-	VPCMPGTD actMishSlopeTable<>+480(SB), Y11, Y12
+	VPCMPGTD constants<>+1024(SB), Y11, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS actMishSlopeTable<>+512(SB), Y14
+	VMOVUPS constants<>+1696(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -22887,29 +21276,29 @@ loop14:
 	JEQ next15
 load6:
 vector7:
-	VMOVUPS actMishSlopeTable<>+544(SB), Y14
+	VMOVUPS constants<>+5120(SB), Y14
 	VMAXPS Y12, Y14, Y12
-	VMOVUPS actMishSlopeTable<>+576(SB), Y14
+	VMOVUPS constants<>+5152(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y2
 	VEXTRACTF128 $1, Y12, X3
 	VCVTPS2PD X3, Y3
-	VMULPD actMishSlopeTable<>+608(SB), Y2, Y6
-	VMULPD actMishSlopeTable<>+608(SB), Y3, Y7
-	VADDPD actMishSlopeTable<>+640(SB), Y6, Y10
-	VADDPD actMishSlopeTable<>+640(SB), Y7, Y11
-	VSUBPD actMishSlopeTable<>+640(SB), Y10, Y4
-	VSUBPD actMishSlopeTable<>+640(SB), Y11, Y5
+	VMULPD constants<>+4256(SB), Y2, Y6
+	VMULPD constants<>+4256(SB), Y3, Y7
+	VADDPD constants<>+4288(SB), Y6, Y10
+	VADDPD constants<>+4288(SB), Y7, Y11
+	VSUBPD constants<>+4288(SB), Y10, Y4
+	VSUBPD constants<>+4288(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD actMishSlopeTable<>+672(SB), Y4, Y8
-	VMULPD actMishSlopeTable<>+672(SB), Y5, Y9
-	VADDPD actMishSlopeTable<>+704(SB), Y8, Y8
-	VADDPD actMishSlopeTable<>+704(SB), Y9, Y9
-	VADDPD actMishSlopeTable<>+736(SB), Y4, Y4
-	VADDPD actMishSlopeTable<>+736(SB), Y5, Y5
+	VMULPD constants<>+4320(SB), Y4, Y8
+	VMULPD constants<>+4320(SB), Y5, Y9
+	VADDPD constants<>+4352(SB), Y8, Y8
+	VADDPD constants<>+4352(SB), Y9, Y9
+	VADDPD constants<>+4384(SB), Y4, Y4
+	VADDPD constants<>+4384(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -22934,8 +21323,8 @@ vector7:
 	VMULPD Y7, Y9, Y9
 	VMULPD Y10, Y8, Y8
 	VMULPD Y11, Y9, Y9
-	VMULPD actMishSlopeTable<>+768(SB), Y2, Y2
-	VMULPD actMishSlopeTable<>+768(SB), Y3, Y3
+	VMULPD constants<>+5472(SB), Y2, Y2
+	VMULPD constants<>+5472(SB), Y3, Y3
 	VMULPD Y2, Y8, Y8
 	VMULPD Y3, Y9, Y9
 	VADDPD Y10, Y10, Y10
@@ -22994,149 +21383,12 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-DATA actGELUValueTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA actGELUValueTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA actGELUValueTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA actGELUValueTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA actGELUValueTable<>+32(SB)/8, $0x408b851f408b851f
-DATA actGELUValueTable<>+40(SB)/8, $0x408b851f408b851f
-DATA actGELUValueTable<>+48(SB)/8, $0x408b851f408b851f
-DATA actGELUValueTable<>+56(SB)/8, $0x408b851f408b851f
-DATA actGELUValueTable<>+64(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+72(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+80(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+88(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+96(SB)/8, $0x4020000040200000
-DATA actGELUValueTable<>+104(SB)/8, $0x4020000040200000
-DATA actGELUValueTable<>+112(SB)/8, $0x4020000040200000
-DATA actGELUValueTable<>+120(SB)/8, $0x4020000040200000
-DATA actGELUValueTable<>+128(SB)/8, $0x4c4000004c400000
-DATA actGELUValueTable<>+136(SB)/8, $0x4c4000004c400000
-DATA actGELUValueTable<>+144(SB)/8, $0x4c4000004c400000
-DATA actGELUValueTable<>+152(SB)/8, $0x4c4000004c400000
-DATA actGELUValueTable<>+160(SB)/8, $0x3f9ce2cb00000000
-DATA actGELUValueTable<>+168(SB)/8, $0x402153533ff79e21
-DATA actGELUValueTable<>+176(SB)/8, $0x4059a668403bdc7b
-DATA actGELUValueTable<>+184(SB)/8, $0x408864ce40726652
-DATA actGELUValueTable<>+192(SB)/8, $0x3a3476123b17a003
-DATA actGELUValueTable<>+200(SB)/8, $0x37ca3cfabac1490e
-DATA actGELUValueTable<>+208(SB)/8, $0x391f60a139c796c3
-DATA actGELUValueTable<>+216(SB)/8, $0xb7e3ce1536fc1431
-DATA actGELUValueTable<>+224(SB)/8, $0x3be45bb8bc426f00
-DATA actGELUValueTable<>+232(SB)/8, $0xbafe4b5038d37fdd
-DATA actGELUValueTable<>+240(SB)/8, $0xb831d5d6ba78758c
-DATA actGELUValueTable<>+248(SB)/8, $0x38d5e4b23924c80f
-DATA actGELUValueTable<>+256(SB)/8, $0xbbef14ec3a4f4bcd
-DATA actGELUValueTable<>+264(SB)/8, $0x3b84424a3c14e2c7
-DATA actGELUValueTable<>+272(SB)/8, $0xba5ff39439aedd60
-DATA actGELUValueTable<>+280(SB)/8, $0xb97a00b9ba271a12
-DATA actGELUValueTable<>+288(SB)/8, $0xbd08f54f3d87d260
-DATA actGELUValueTable<>+296(SB)/8, $0xb8962d3abcabb371
-DATA actGELUValueTable<>+304(SB)/8, $0x3b3e9eee3b8369ff
-DATA actGELUValueTable<>+312(SB)/8, $0x39cca6ff3ab6d9d7
-DATA actGELUValueTable<>+320(SB)/8, $0x3dc4b4a6379226e5
-DATA actGELUValueTable<>+328(SB)/8, $0xbc86d0083ba729b3
-DATA actGELUValueTable<>+336(SB)/8, $0xbbacadc6bc46ac5c
-DATA actGELUValueTable<>+344(SB)/8, $0xb9eef0e5bb030404
-DATA actGELUValueTable<>+352(SB)/8, $0xbd3fdf27becc423e
-DATA actGELUValueTable<>+360(SB)/8, $0x3d1461673d5b256d
-DATA actGELUValueTable<>+368(SB)/8, $0x3bc099353c91830b
-DATA actGELUValueTable<>+376(SB)/8, $0x39bfeb583af7accd
-DATA actGELUValueTable<>+384(SB)/8, $0xbdf6e3653f000000
-DATA actGELUValueTable<>+392(SB)/8, $0xbd13d279bdbcfe6b
-DATA actGELUValueTable<>+400(SB)/8, $0xbb7be1dabc66efad
-DATA actGELUValueTable<>+408(SB)/8, $0xb93fc801ba8e0044
-DATA actGELUValueTable<>+416(SB)/8, $0x3e0a430f00000000
-DATA actGELUValueTable<>+424(SB)/8, $0x3c71d84c3d522d9a
-DATA actGELUValueTable<>+432(SB)/8, $0x3a95c1ad3ba03d62
-DATA actGELUValueTable<>+440(SB)/8, $0x3834db0e399716aa
-DATA actGELUValueTable<>+448(SB)/8, $0x408b8520408b8520
-DATA actGELUValueTable<>+456(SB)/8, $0x408b8520408b8520
-DATA actGELUValueTable<>+464(SB)/8, $0x408b8520408b8520
-DATA actGELUValueTable<>+472(SB)/8, $0x408b8520408b8520
-DATA actGELUValueTable<>+480(SB)/8, $0x7f8000007f800000
-DATA actGELUValueTable<>+488(SB)/8, $0x7f8000007f800000
-DATA actGELUValueTable<>+496(SB)/8, $0x7f8000007f800000
-DATA actGELUValueTable<>+504(SB)/8, $0x7f8000007f800000
-DATA actGELUValueTable<>+512(SB)/8, $0x7f8000017f800001
-DATA actGELUValueTable<>+520(SB)/8, $0x7f8000017f800001
-DATA actGELUValueTable<>+528(SB)/8, $0x7f8000017f800001
-DATA actGELUValueTable<>+536(SB)/8, $0x7f8000017f800001
-DATA actGELUValueTable<>+544(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+552(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+560(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+568(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+576(SB)/8, $0x8000000080000000
-DATA actGELUValueTable<>+584(SB)/8, $0x8000000080000000
-DATA actGELUValueTable<>+592(SB)/8, $0x8000000080000000
-DATA actGELUValueTable<>+600(SB)/8, $0x8000000080000000
-DATA actGELUValueTable<>+608(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+616(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+624(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+632(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+640(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+648(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+656(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+664(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+672(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+680(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+688(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+696(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+704(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+712(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+720(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+728(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+736(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+744(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+752(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+760(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+768(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+776(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+784(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+792(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+800(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+808(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+816(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+824(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+832(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+840(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+848(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+856(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+864(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+872(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+880(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+888(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+896(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+904(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+912(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+920(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+928(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+936(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+944(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+952(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+960(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+968(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+976(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+984(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+992(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+1000(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+1008(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+1016(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+1024(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+1032(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+1040(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+1048(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+1056(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+1064(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+1072(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+1080(SB)/8, $0x405803a22e3cd11a
-GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $1088
 TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS actGELUValueTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
@@ -23144,12 +21396,12 @@ TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD actGELUValueTable<>+32(SB), Y9, Y10
-	VTESTPS actGELUValueTable<>+64(SB), Y10
+	VPCMPGTD constants<>+5504(SB), Y9, Y10
+	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actGELUValueTable<>+96(SB), Y14
+	VMOVUPS constants<>+5536(SB), Y14
 	VADDPS Y14, Y2, Y6
 	VADDPS Y14, Y3, Y7
 	VADDPS Y14, Y4, Y8
@@ -23158,103 +21410,103 @@ near1:
 	VMULPS Y3, Y7, Y7
 	VMULPS Y4, Y8, Y8
 	VMULPS Y5, Y9, Y9
-	VMOVUPS actGELUValueTable<>+128(SB), Y14
+	VMOVUPS constants<>+5568(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actGELUValueTable<>+160(SB), Y6, Y14
+	VPERMPS constants<>+5600(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actGELUValueTable<>+160(SB), Y7, Y14
+	VPERMPS constants<>+5600(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actGELUValueTable<>+160(SB), Y8, Y14
+	VPERMPS constants<>+5600(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actGELUValueTable<>+160(SB), Y9, Y14
+	VPERMPS constants<>+5600(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actGELUValueTable<>+192(SB), Y6, Y10
-	VPERMPS actGELUValueTable<>+192(SB), Y7, Y11
-	VPERMPS actGELUValueTable<>+192(SB), Y8, Y12
-	VPERMPS actGELUValueTable<>+192(SB), Y9, Y13
-	VPERMPS actGELUValueTable<>+224(SB), Y6, Y14
+	VPERMPS constants<>+5632(SB), Y6, Y10
+	VPERMPS constants<>+5632(SB), Y7, Y11
+	VPERMPS constants<>+5632(SB), Y8, Y12
+	VPERMPS constants<>+5632(SB), Y9, Y13
+	VPERMPS constants<>+5664(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUValueTable<>+224(SB), Y7, Y14
+	VPERMPS constants<>+5664(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUValueTable<>+224(SB), Y8, Y14
+	VPERMPS constants<>+5664(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUValueTable<>+224(SB), Y9, Y14
+	VPERMPS constants<>+5664(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUValueTable<>+256(SB), Y6, Y14
+	VPERMPS constants<>+5696(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUValueTable<>+256(SB), Y7, Y14
+	VPERMPS constants<>+5696(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUValueTable<>+256(SB), Y8, Y14
+	VPERMPS constants<>+5696(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUValueTable<>+256(SB), Y9, Y14
+	VPERMPS constants<>+5696(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUValueTable<>+288(SB), Y6, Y14
+	VPERMPS constants<>+5728(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUValueTable<>+288(SB), Y7, Y14
+	VPERMPS constants<>+5728(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUValueTable<>+288(SB), Y8, Y14
+	VPERMPS constants<>+5728(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUValueTable<>+288(SB), Y9, Y14
+	VPERMPS constants<>+5728(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUValueTable<>+320(SB), Y6, Y14
+	VPERMPS constants<>+5760(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUValueTable<>+320(SB), Y7, Y14
+	VPERMPS constants<>+5760(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUValueTable<>+320(SB), Y8, Y14
+	VPERMPS constants<>+5760(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUValueTable<>+320(SB), Y9, Y14
+	VPERMPS constants<>+5760(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUValueTable<>+352(SB), Y6, Y14
+	VPERMPS constants<>+5792(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUValueTable<>+352(SB), Y7, Y14
+	VPERMPS constants<>+5792(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUValueTable<>+352(SB), Y8, Y14
+	VPERMPS constants<>+5792(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUValueTable<>+352(SB), Y9, Y14
+	VPERMPS constants<>+5792(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUValueTable<>+384(SB), Y6, Y14
+	VPERMPS constants<>+5824(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUValueTable<>+384(SB), Y7, Y14
+	VPERMPS constants<>+5824(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUValueTable<>+384(SB), Y8, Y14
+	VPERMPS constants<>+5824(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUValueTable<>+384(SB), Y9, Y14
+	VPERMPS constants<>+5824(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actGELUValueTable<>+416(SB), Y6, Y6
-	VPERMPS actGELUValueTable<>+416(SB), Y7, Y7
-	VPERMPS actGELUValueTable<>+416(SB), Y8, Y8
-	VPERMPS actGELUValueTable<>+416(SB), Y9, Y9
+	VPERMPS constants<>+5856(SB), Y6, Y6
+	VPERMPS constants<>+5856(SB), Y7, Y7
+	VPERMPS constants<>+5856(SB), Y8, Y8
+	VPERMPS constants<>+5856(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -23281,7 +21533,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS actGELUValueTable<>+32(SB), Y14
+	VMOVUPS constants<>+5504(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -23296,7 +21548,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actGELUValueTable<>+64(SB), Y14
+	VMOVUPS constants<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -23312,7 +21564,7 @@ mixed8:
 	VORPS Y9, Y8, Y8
 	VORPS Y8, Y6, Y12
 	MOVQ $2, 416(R14)
-	VANDPS actGELUValueTable<>+0(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
@@ -23320,15 +21572,15 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS actGELUValueTable<>+448(SB), Y14
+	VMOVUPS constants<>+5888(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
 	MOVQ $3, 416(R14)
-	VPCMPGTD actGELUValueTable<>+480(SB), Y9, Y12
+	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS actGELUValueTable<>+512(SB), Y14
+	VMOVUPS constants<>+1696(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -23348,45 +21600,45 @@ loop14:
 	VTESTPS Y13, Y13
 	JEQ next15
 load6:
-	VANDPS actGELUValueTable<>+0(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 vector7:
 	VXORPS Y2, Y2, Y2
 	VPCMPGTD Y2, Y13, Y2
-	VMOVUPS actGELUValueTable<>+544(SB), Y14
+	VMOVUPS constants<>+5920(SB), Y14
 	VPCMPGTD Y13, Y14, Y3
 	VANDPS Y3, Y2, Y2
 	VTESTPS Y2, Y2
 	JNE formula16
-	VPMINUD actGELUValueTable<>+576(SB), Y12, Y12
+	VPMINUD constants<>+32(SB), Y12, Y12
 	JMP done17
 formula16:
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
 	VANDPS Y12, Y13, Y13
-	VANDPS actGELUValueTable<>+0(SB), Y12, Y12
-	VMOVUPS actGELUValueTable<>+544(SB), Y14
+	VANDPS constants<>+192(SB), Y12, Y12
+	VMOVUPS constants<>+5920(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y2
 	VEXTRACTF128 $1, Y12, X3
 	VCVTPS2PD X3, Y3
 	VMULPD Y2, Y2, Y6
 	VMULPD Y3, Y3, Y7
-	VMULPD actGELUValueTable<>+608(SB), Y6, Y6
-	VMULPD actGELUValueTable<>+608(SB), Y7, Y7
-	VADDPD actGELUValueTable<>+640(SB), Y6, Y10
-	VADDPD actGELUValueTable<>+640(SB), Y7, Y11
-	VSUBPD actGELUValueTable<>+640(SB), Y10, Y4
-	VSUBPD actGELUValueTable<>+640(SB), Y11, Y5
+	VMULPD constants<>+5952(SB), Y6, Y6
+	VMULPD constants<>+5952(SB), Y7, Y7
+	VADDPD constants<>+4288(SB), Y6, Y10
+	VADDPD constants<>+4288(SB), Y7, Y11
+	VSUBPD constants<>+4288(SB), Y10, Y4
+	VSUBPD constants<>+4288(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD actGELUValueTable<>+672(SB), Y4, Y8
-	VMULPD actGELUValueTable<>+672(SB), Y5, Y9
-	VADDPD actGELUValueTable<>+704(SB), Y8, Y8
-	VADDPD actGELUValueTable<>+704(SB), Y9, Y9
-	VADDPD actGELUValueTable<>+736(SB), Y4, Y4
-	VADDPD actGELUValueTable<>+736(SB), Y5, Y5
+	VMULPD constants<>+4320(SB), Y4, Y8
+	VMULPD constants<>+4320(SB), Y5, Y9
+	VADDPD constants<>+4352(SB), Y8, Y8
+	VADDPD constants<>+4352(SB), Y9, Y9
+	VADDPD constants<>+4384(SB), Y4, Y4
+	VADDPD constants<>+4384(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -23397,40 +21649,40 @@ formula16:
 	VSUBPD Y7, Y9, Y9
 	VPADDQ Y10, Y4, Y6
 	VPADDQ Y11, Y5, Y7
-	VMULPD actGELUValueTable<>+768(SB), Y2, Y10
-	VMULPD actGELUValueTable<>+768(SB), Y3, Y11
-	VADDPD actGELUValueTable<>+800(SB), Y10, Y10
-	VADDPD actGELUValueTable<>+800(SB), Y11, Y11
+	VMULPD constants<>+5984(SB), Y2, Y10
+	VMULPD constants<>+5984(SB), Y3, Y11
+	VADDPD constants<>+6016(SB), Y10, Y10
+	VADDPD constants<>+6016(SB), Y11, Y11
 	VMULPD Y2, Y10, Y10
 	VMULPD Y3, Y11, Y11
-	VADDPD actGELUValueTable<>+832(SB), Y10, Y10
-	VADDPD actGELUValueTable<>+832(SB), Y11, Y11
+	VADDPD constants<>+6048(SB), Y10, Y10
+	VADDPD constants<>+6048(SB), Y11, Y11
 	VMULPD Y2, Y10, Y10
 	VMULPD Y3, Y11, Y11
-	VADDPD actGELUValueTable<>+864(SB), Y10, Y10
-	VADDPD actGELUValueTable<>+864(SB), Y11, Y11
+	VADDPD constants<>+6080(SB), Y10, Y10
+	VADDPD constants<>+6080(SB), Y11, Y11
 	VMULPD Y2, Y10, Y10
 	VMULPD Y3, Y11, Y11
-	VADDPD actGELUValueTable<>+896(SB), Y10, Y10
-	VADDPD actGELUValueTable<>+896(SB), Y11, Y11
-	VADDPD actGELUValueTable<>+928(SB), Y2, Y4
-	VADDPD actGELUValueTable<>+928(SB), Y3, Y5
+	VADDPD constants<>+6112(SB), Y10, Y10
+	VADDPD constants<>+6112(SB), Y11, Y11
+	VADDPD constants<>+6144(SB), Y2, Y4
+	VADDPD constants<>+6144(SB), Y3, Y5
 	VMULPD Y2, Y4, Y4
 	VMULPD Y3, Y5, Y5
-	VADDPD actGELUValueTable<>+960(SB), Y4, Y4
-	VADDPD actGELUValueTable<>+960(SB), Y5, Y5
+	VADDPD constants<>+6176(SB), Y4, Y4
+	VADDPD constants<>+6176(SB), Y5, Y5
 	VMULPD Y2, Y4, Y4
 	VMULPD Y3, Y5, Y5
-	VADDPD actGELUValueTable<>+992(SB), Y4, Y4
-	VADDPD actGELUValueTable<>+992(SB), Y5, Y5
+	VADDPD constants<>+6208(SB), Y4, Y4
+	VADDPD constants<>+6208(SB), Y5, Y5
 	VMULPD Y2, Y4, Y4
 	VMULPD Y3, Y5, Y5
-	VADDPD actGELUValueTable<>+1024(SB), Y4, Y4
-	VADDPD actGELUValueTable<>+1024(SB), Y5, Y5
+	VADDPD constants<>+6240(SB), Y4, Y4
+	VADDPD constants<>+6240(SB), Y5, Y5
 	VMULPD Y2, Y4, Y4
 	VMULPD Y3, Y5, Y5
-	VADDPD actGELUValueTable<>+1056(SB), Y4, Y4
-	VADDPD actGELUValueTable<>+1056(SB), Y5, Y5
+	VADDPD constants<>+6272(SB), Y4, Y4
+	VADDPD constants<>+6272(SB), Y5, Y5
 	VMULPD Y6, Y10, Y10
 	VMULPD Y7, Y11, Y11
 	VMULPD Y2, Y10, Y10
@@ -23465,7 +21717,7 @@ next15:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 merged10:
-	VMOVUPS actGELUValueTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS 0(R14), Y14, Y2
 	VANDPS 32(R14), Y14, Y3
 	VANDPS 64(R14), Y14, Y4
@@ -23490,157 +21742,12 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-DATA actGELUSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA actGELUSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA actGELUSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA actGELUSlopeTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA actGELUSlopeTable<>+32(SB)/8, $0x408b851f408b851f
-DATA actGELUSlopeTable<>+40(SB)/8, $0x408b851f408b851f
-DATA actGELUSlopeTable<>+48(SB)/8, $0x408b851f408b851f
-DATA actGELUSlopeTable<>+56(SB)/8, $0x408b851f408b851f
-DATA actGELUSlopeTable<>+64(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+72(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+80(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+88(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+96(SB)/8, $0x4020000040200000
-DATA actGELUSlopeTable<>+104(SB)/8, $0x4020000040200000
-DATA actGELUSlopeTable<>+112(SB)/8, $0x4020000040200000
-DATA actGELUSlopeTable<>+120(SB)/8, $0x4020000040200000
-DATA actGELUSlopeTable<>+128(SB)/8, $0x4c4000004c400000
-DATA actGELUSlopeTable<>+136(SB)/8, $0x4c4000004c400000
-DATA actGELUSlopeTable<>+144(SB)/8, $0x4c4000004c400000
-DATA actGELUSlopeTable<>+152(SB)/8, $0x4c4000004c400000
-DATA actGELUSlopeTable<>+160(SB)/8, $0x3f8b12c63e29c42a
-DATA actGELUSlopeTable<>+168(SB)/8, $0x4023e1bb3ffe1261
-DATA actGELUSlopeTable<>+176(SB)/8, $0x405b0a3e403be645
-DATA actGELUSlopeTable<>+184(SB)/8, $0x4085bd3940724d88
-DATA actGELUSlopeTable<>+192(SB)/8, $0xbbddb6953baf06e4
-DATA actGELUSlopeTable<>+200(SB)/8, $0x3afd03023ae35f97
-DATA actGELUSlopeTable<>+208(SB)/8, $0xba06d0afb9873139
-DATA actGELUSlopeTable<>+216(SB)/8, $0xb6ec2e99b94bea46
-DATA actGELUSlopeTable<>+224(SB)/8, $0x3b94d98b3c4404a3
-DATA actGELUSlopeTable<>+232(SB)/8, $0x3aef5f5cbc0bd09c
-DATA actGELUSlopeTable<>+240(SB)/8, $0x3a83d5d53b2de4a8
-DATA actGELUSlopeTable<>+248(SB)/8, $0xb943a31038aa3e48
-DATA actGELUSlopeTable<>+256(SB)/8, $0x3d227ecbbd5f96dd
-DATA actGELUSlopeTable<>+264(SB)/8, $0xbc37b239bb037eee
-DATA actGELUSlopeTable<>+272(SB)/8, $0xb8ad9da5bbb967c1
-DATA actGELUSlopeTable<>+280(SB)/8, $0x3a3952453a78fbaf
-DATA actGELUSlopeTable<>+288(SB)/8, $0xbd83610cbd45414a
-DATA actGELUSlopeTable<>+296(SB)/8, $0x3c923e323d391649
-DATA actGELUSlopeTable<>+304(SB)/8, $0xbb8c8f163ad8828f
-DATA actGELUSlopeTable<>+312(SB)/8, $0xbac01d44bb5165ea
-DATA actGELUSlopeTable<>+320(SB)/8, $0xbdd893883e7fc3fa
-DATA actGELUSlopeTable<>+328(SB)/8, $0x3b33c0f5bd98fdaa
-DATA actGELUSlopeTable<>+336(SB)/8, $0x3c3883b63c837191
-DATA actGELUSlopeTable<>+344(SB)/8, $0x3b0326f83bb77b51
-DATA actGELUSlopeTable<>+352(SB)/8, $0x3ead62a53e04affe
-DATA actGELUSlopeTable<>+360(SB)/8, $0xbd4999763b593775
-DATA actGELUSlopeTable<>+368(SB)/8, $0xbc76cbfdbd14e326
-DATA actGELUSlopeTable<>+376(SB)/8, $0xbaed1098bbc55ad9
-DATA actGELUSlopeTable<>+384(SB)/8, $0xbe398790bf46b3ac
-DATA actGELUSlopeTable<>+392(SB)/8, $0x3d8c4f9f3ddd0b9b
-DATA actGELUSlopeTable<>+400(SB)/8, $0x3c359d4a3d11557b
-DATA actGELUSlopeTable<>+408(SB)/8, $0x3a824b3b3b78ddec
-DATA actGELUSlopeTable<>+416(SB)/8, $0xbdd00db43ebce3c6
-DATA actGELUSlopeTable<>+424(SB)/8, $0xbd084a9ebdb1e2b7
-DATA actGELUSlopeTable<>+432(SB)/8, $0xbb6ba1a3bc6696b4
-DATA actGELUSlopeTable<>+440(SB)/8, $0xb98529f8ba8ec097
-DATA actGELUSlopeTable<>+448(SB)/8, $0x3f8000003f800000
-DATA actGELUSlopeTable<>+456(SB)/8, $0x3f8000003f800000
-DATA actGELUSlopeTable<>+464(SB)/8, $0x3f8000003f800000
-DATA actGELUSlopeTable<>+472(SB)/8, $0x3f8000003f800000
-DATA actGELUSlopeTable<>+480(SB)/8, $0x408b8520408b8520
-DATA actGELUSlopeTable<>+488(SB)/8, $0x408b8520408b8520
-DATA actGELUSlopeTable<>+496(SB)/8, $0x408b8520408b8520
-DATA actGELUSlopeTable<>+504(SB)/8, $0x408b8520408b8520
-DATA actGELUSlopeTable<>+512(SB)/8, $0x7f8000007f800000
-DATA actGELUSlopeTable<>+520(SB)/8, $0x7f8000007f800000
-DATA actGELUSlopeTable<>+528(SB)/8, $0x7f8000007f800000
-DATA actGELUSlopeTable<>+536(SB)/8, $0x7f8000007f800000
-DATA actGELUSlopeTable<>+544(SB)/8, $0x7f8000017f800001
-DATA actGELUSlopeTable<>+552(SB)/8, $0x7f8000017f800001
-DATA actGELUSlopeTable<>+560(SB)/8, $0x7f8000017f800001
-DATA actGELUSlopeTable<>+568(SB)/8, $0x7f8000017f800001
-DATA actGELUSlopeTable<>+576(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+584(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+592(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+600(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+608(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+616(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+624(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+632(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+640(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+648(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+656(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+664(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+768(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+776(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+784(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+792(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+800(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+808(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+816(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+824(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+832(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+840(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+848(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+856(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+864(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+872(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+880(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+888(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+896(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+904(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+912(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+920(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+928(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+936(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+944(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+952(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+960(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+968(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+976(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+984(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+992(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+1000(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+1008(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+1016(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+1024(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1032(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1040(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1048(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1056(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1064(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1072(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1080(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1088(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1096(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1104(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1112(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1120(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1128(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1136(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1144(SB)/8, $0x8000000080000000
-GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1152
 TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS actGELUSlopeTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
@@ -23648,12 +21755,12 @@ TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD actGELUSlopeTable<>+32(SB), Y9, Y10
-	VTESTPS actGELUSlopeTable<>+64(SB), Y10
+	VPCMPGTD constants<>+5504(SB), Y9, Y10
+	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actGELUSlopeTable<>+96(SB), Y14
+	VMOVUPS constants<>+5536(SB), Y14
 	VADDPS Y14, Y2, Y6
 	VADDPS Y14, Y3, Y7
 	VADDPS Y14, Y4, Y8
@@ -23662,121 +21769,121 @@ near1:
 	VMULPS Y3, Y7, Y7
 	VMULPS Y4, Y8, Y8
 	VMULPS Y5, Y9, Y9
-	VMOVUPS actGELUSlopeTable<>+128(SB), Y14
+	VMOVUPS constants<>+5568(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actGELUSlopeTable<>+160(SB), Y6, Y14
+	VPERMPS constants<>+6304(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actGELUSlopeTable<>+160(SB), Y7, Y14
+	VPERMPS constants<>+6304(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actGELUSlopeTable<>+160(SB), Y8, Y14
+	VPERMPS constants<>+6304(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actGELUSlopeTable<>+160(SB), Y9, Y14
+	VPERMPS constants<>+6304(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actGELUSlopeTable<>+192(SB), Y6, Y10
-	VPERMPS actGELUSlopeTable<>+192(SB), Y7, Y11
-	VPERMPS actGELUSlopeTable<>+192(SB), Y8, Y12
-	VPERMPS actGELUSlopeTable<>+192(SB), Y9, Y13
-	VPERMPS actGELUSlopeTable<>+224(SB), Y6, Y14
+	VPERMPS constants<>+6336(SB), Y6, Y10
+	VPERMPS constants<>+6336(SB), Y7, Y11
+	VPERMPS constants<>+6336(SB), Y8, Y12
+	VPERMPS constants<>+6336(SB), Y9, Y13
+	VPERMPS constants<>+6368(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUSlopeTable<>+224(SB), Y7, Y14
+	VPERMPS constants<>+6368(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUSlopeTable<>+224(SB), Y8, Y14
+	VPERMPS constants<>+6368(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUSlopeTable<>+224(SB), Y9, Y14
+	VPERMPS constants<>+6368(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUSlopeTable<>+256(SB), Y6, Y14
+	VPERMPS constants<>+6400(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUSlopeTable<>+256(SB), Y7, Y14
+	VPERMPS constants<>+6400(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUSlopeTable<>+256(SB), Y8, Y14
+	VPERMPS constants<>+6400(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUSlopeTable<>+256(SB), Y9, Y14
+	VPERMPS constants<>+6400(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUSlopeTable<>+288(SB), Y6, Y14
+	VPERMPS constants<>+6432(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUSlopeTable<>+288(SB), Y7, Y14
+	VPERMPS constants<>+6432(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUSlopeTable<>+288(SB), Y8, Y14
+	VPERMPS constants<>+6432(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUSlopeTable<>+288(SB), Y9, Y14
+	VPERMPS constants<>+6432(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUSlopeTable<>+320(SB), Y6, Y14
+	VPERMPS constants<>+6464(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUSlopeTable<>+320(SB), Y7, Y14
+	VPERMPS constants<>+6464(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUSlopeTable<>+320(SB), Y8, Y14
+	VPERMPS constants<>+6464(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUSlopeTable<>+320(SB), Y9, Y14
+	VPERMPS constants<>+6464(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUSlopeTable<>+352(SB), Y6, Y14
+	VPERMPS constants<>+6496(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUSlopeTable<>+352(SB), Y7, Y14
+	VPERMPS constants<>+6496(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUSlopeTable<>+352(SB), Y8, Y14
+	VPERMPS constants<>+6496(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUSlopeTable<>+352(SB), Y9, Y14
+	VPERMPS constants<>+6496(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUSlopeTable<>+384(SB), Y6, Y14
+	VPERMPS constants<>+6528(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUSlopeTable<>+384(SB), Y7, Y14
+	VPERMPS constants<>+6528(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUSlopeTable<>+384(SB), Y8, Y14
+	VPERMPS constants<>+6528(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUSlopeTable<>+384(SB), Y9, Y14
+	VPERMPS constants<>+6528(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actGELUSlopeTable<>+416(SB), Y6, Y6
-	VPERMPS actGELUSlopeTable<>+416(SB), Y7, Y7
-	VPERMPS actGELUSlopeTable<>+416(SB), Y8, Y8
-	VPERMPS actGELUSlopeTable<>+416(SB), Y9, Y9
+	VPERMPS constants<>+6560(SB), Y6, Y6
+	VPERMPS constants<>+6560(SB), Y7, Y7
+	VPERMPS constants<>+6560(SB), Y8, Y8
+	VPERMPS constants<>+6560(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
 	VMOVUPS 0(R14), Y6
-	VMOVUPS actGELUSlopeTable<>+448(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
 	VMOVUPS 32(R14), Y7
-	VMOVUPS actGELUSlopeTable<>+448(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
 	VMOVUPS 64(R14), Y8
-	VMOVUPS actGELUSlopeTable<>+448(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
 	VMOVUPS 96(R14), Y9
-	VMOVUPS actGELUSlopeTable<>+448(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
 	CMPQ 416(R14), $1
@@ -23785,7 +21892,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
+	VMOVUPS constants<>+5504(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -23800,7 +21907,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actGELUSlopeTable<>+64(SB), Y14
+	VMOVUPS constants<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -23816,7 +21923,7 @@ mixed8:
 	VORPS Y9, Y8, Y8
 	VORPS Y8, Y6, Y12
 	MOVQ $2, 416(R14)
-	VANDPS actGELUSlopeTable<>+0(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
@@ -23824,15 +21931,15 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS actGELUSlopeTable<>+480(SB), Y14
+	VMOVUPS constants<>+5888(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
 	MOVQ $3, 416(R14)
-	VPCMPGTD actGELUSlopeTable<>+512(SB), Y9, Y12
+	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS actGELUSlopeTable<>+544(SB), Y14
+	VMOVUPS constants<>+1696(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -23852,46 +21959,46 @@ loop14:
 	VTESTPS Y13, Y13
 	JEQ next15
 load6:
-	VANDPS actGELUSlopeTable<>+0(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 vector7:
 	VXORPS Y2, Y2, Y2
 	VPCMPGTD Y2, Y13, Y2
-	VMOVUPS actGELUSlopeTable<>+576(SB), Y14
+	VMOVUPS constants<>+5920(SB), Y14
 	VPCMPGTD Y13, Y14, Y3
 	VANDPS Y3, Y2, Y2
 	VTESTPS Y2, Y2
 	JNE formula16
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
-	VANDPS actGELUSlopeTable<>+448(SB), Y13, Y12
+	VANDPS constants<>+1056(SB), Y13, Y12
 	JMP done17
 formula16:
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
-	VANDPS actGELUSlopeTable<>+0(SB), Y12, Y12
-	VMOVUPS actGELUSlopeTable<>+576(SB), Y14
+	VANDPS constants<>+192(SB), Y12, Y12
+	VMOVUPS constants<>+5920(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y2
 	VEXTRACTF128 $1, Y12, X3
 	VCVTPS2PD X3, Y3
 	VMULPD Y2, Y2, Y6
 	VMULPD Y3, Y3, Y7
-	VMULPD actGELUSlopeTable<>+608(SB), Y6, Y6
-	VMULPD actGELUSlopeTable<>+608(SB), Y7, Y7
-	VADDPD actGELUSlopeTable<>+640(SB), Y6, Y10
-	VADDPD actGELUSlopeTable<>+640(SB), Y7, Y11
-	VSUBPD actGELUSlopeTable<>+640(SB), Y10, Y4
-	VSUBPD actGELUSlopeTable<>+640(SB), Y11, Y5
+	VMULPD constants<>+5952(SB), Y6, Y6
+	VMULPD constants<>+5952(SB), Y7, Y7
+	VADDPD constants<>+4288(SB), Y6, Y10
+	VADDPD constants<>+4288(SB), Y7, Y11
+	VSUBPD constants<>+4288(SB), Y10, Y4
+	VSUBPD constants<>+4288(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD actGELUSlopeTable<>+672(SB), Y4, Y8
-	VMULPD actGELUSlopeTable<>+672(SB), Y5, Y9
-	VADDPD actGELUSlopeTable<>+704(SB), Y8, Y8
-	VADDPD actGELUSlopeTable<>+704(SB), Y9, Y9
-	VADDPD actGELUSlopeTable<>+736(SB), Y4, Y4
-	VADDPD actGELUSlopeTable<>+736(SB), Y5, Y5
+	VMULPD constants<>+4320(SB), Y4, Y8
+	VMULPD constants<>+4320(SB), Y5, Y9
+	VADDPD constants<>+4352(SB), Y8, Y8
+	VADDPD constants<>+4352(SB), Y9, Y9
+	VADDPD constants<>+4384(SB), Y4, Y4
+	VADDPD constants<>+4384(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -23902,42 +22009,42 @@ formula16:
 	VSUBPD Y7, Y9, Y9
 	VPADDQ Y10, Y4, Y6
 	VPADDQ Y11, Y5, Y7
-	VMULPD actGELUSlopeTable<>+768(SB), Y2, Y10
-	VMULPD actGELUSlopeTable<>+768(SB), Y3, Y11
-	VADDPD actGELUSlopeTable<>+800(SB), Y10, Y10
-	VADDPD actGELUSlopeTable<>+800(SB), Y11, Y11
+	VMULPD constants<>+5984(SB), Y2, Y10
+	VMULPD constants<>+5984(SB), Y3, Y11
+	VADDPD constants<>+6016(SB), Y10, Y10
+	VADDPD constants<>+6016(SB), Y11, Y11
 	VMULPD Y2, Y10, Y10
 	VMULPD Y3, Y11, Y11
-	VADDPD actGELUSlopeTable<>+832(SB), Y10, Y10
-	VADDPD actGELUSlopeTable<>+832(SB), Y11, Y11
+	VADDPD constants<>+6048(SB), Y10, Y10
+	VADDPD constants<>+6048(SB), Y11, Y11
 	VMULPD Y2, Y10, Y10
 	VMULPD Y3, Y11, Y11
-	VADDPD actGELUSlopeTable<>+864(SB), Y10, Y10
-	VADDPD actGELUSlopeTable<>+864(SB), Y11, Y11
+	VADDPD constants<>+6080(SB), Y10, Y10
+	VADDPD constants<>+6080(SB), Y11, Y11
 	VMULPD Y2, Y10, Y10
 	VMULPD Y3, Y11, Y11
-	VADDPD actGELUSlopeTable<>+896(SB), Y10, Y10
-	VADDPD actGELUSlopeTable<>+896(SB), Y11, Y11
-	VADDPD actGELUSlopeTable<>+928(SB), Y2, Y4
-	VADDPD actGELUSlopeTable<>+928(SB), Y3, Y5
+	VADDPD constants<>+6112(SB), Y10, Y10
+	VADDPD constants<>+6112(SB), Y11, Y11
+	VADDPD constants<>+6144(SB), Y2, Y4
+	VADDPD constants<>+6144(SB), Y3, Y5
 	VMULPD Y2, Y4, Y4
 	VMULPD Y3, Y5, Y5
-	VADDPD actGELUSlopeTable<>+960(SB), Y4, Y4
-	VADDPD actGELUSlopeTable<>+960(SB), Y5, Y5
+	VADDPD constants<>+6176(SB), Y4, Y4
+	VADDPD constants<>+6176(SB), Y5, Y5
 	VMULPD Y2, Y4, Y4
 	VMULPD Y3, Y5, Y5
-	VADDPD actGELUSlopeTable<>+992(SB), Y4, Y4
-	VADDPD actGELUSlopeTable<>+992(SB), Y5, Y5
+	VADDPD constants<>+6208(SB), Y4, Y4
+	VADDPD constants<>+6208(SB), Y5, Y5
 	VMULPD Y2, Y4, Y4
 	VMULPD Y3, Y5, Y5
-	VADDPD actGELUSlopeTable<>+1024(SB), Y4, Y4
-	VADDPD actGELUSlopeTable<>+1024(SB), Y5, Y5
+	VADDPD constants<>+6240(SB), Y4, Y4
+	VADDPD constants<>+6240(SB), Y5, Y5
 	VMULPD Y2, Y4, Y4
 	VMULPD Y3, Y5, Y5
-	VADDPD actGELUSlopeTable<>+1056(SB), Y4, Y4
-	VADDPD actGELUSlopeTable<>+1056(SB), Y5, Y5
-	VMULPD actGELUSlopeTable<>+1088(SB), Y2, Y2
-	VMULPD actGELUSlopeTable<>+1088(SB), Y3, Y3
+	VADDPD constants<>+6272(SB), Y4, Y4
+	VADDPD constants<>+6272(SB), Y5, Y5
+	VMULPD constants<>+6592(SB), Y2, Y2
+	VMULPD constants<>+6592(SB), Y3, Y3
 	VMULPD Y4, Y2, Y2
 	VMULPD Y5, Y3, Y3
 	VSUBPD Y2, Y10, Y10
@@ -23951,9 +22058,9 @@ formula16:
 	VCVTPD2PSY Y10, X12
 	VCVTPD2PSY Y11, X11
 	VINSERTF128 $1, X11, Y12, Y12
-	VANDPS actGELUSlopeTable<>+1120(SB), Y13, Y6
+	VANDPS constants<>+32(SB), Y13, Y6
 	VXORPS Y6, Y12, Y12
-	VANDPS actGELUSlopeTable<>+448(SB), Y13, Y13
+	VANDPS constants<>+1056(SB), Y13, Y13
 	VADDPS Y12, Y13, Y12
 done17:
 	VMOVUPS Y12, 128(R14)(AX*1)
@@ -23973,7 +22080,7 @@ next15:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 merged10:
-	VMOVUPS actGELUSlopeTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS 0(R14), Y14, Y2
 	VANDPS 32(R14), Y14, Y3
 	VANDPS 64(R14), Y14, Y4
@@ -23998,117 +22105,12 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-DATA actGELUTanhValueTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA actGELUTanhValueTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA actGELUTanhValueTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA actGELUTanhValueTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA actGELUTanhValueTable<>+32(SB)/8, $0x408b851f408b851f
-DATA actGELUTanhValueTable<>+40(SB)/8, $0x408b851f408b851f
-DATA actGELUTanhValueTable<>+48(SB)/8, $0x408b851f408b851f
-DATA actGELUTanhValueTable<>+56(SB)/8, $0x408b851f408b851f
-DATA actGELUTanhValueTable<>+64(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+72(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+80(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+88(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+96(SB)/8, $0x4020000040200000
-DATA actGELUTanhValueTable<>+104(SB)/8, $0x4020000040200000
-DATA actGELUTanhValueTable<>+112(SB)/8, $0x4020000040200000
-DATA actGELUTanhValueTable<>+120(SB)/8, $0x4020000040200000
-DATA actGELUTanhValueTable<>+128(SB)/8, $0x4c4000004c400000
-DATA actGELUTanhValueTable<>+136(SB)/8, $0x4c4000004c400000
-DATA actGELUTanhValueTable<>+144(SB)/8, $0x4c4000004c400000
-DATA actGELUTanhValueTable<>+152(SB)/8, $0x4c4000004c400000
-DATA actGELUTanhValueTable<>+160(SB)/8, $0x3fa85ff100000000
-DATA actGELUTanhValueTable<>+168(SB)/8, $0x401e389d3ff1f687
-DATA actGELUTanhValueTable<>+176(SB)/8, $0x405f95704041f707
-DATA actGELUTanhValueTable<>+184(SB)/8, $0x4087a5c24077bdf7
-DATA actGELUTanhValueTable<>+192(SB)/8, $0x3a13c07b3b1efca5
-DATA actGELUTanhValueTable<>+200(SB)/8, $0xb7cbfe26baadafb0
-DATA actGELUTanhValueTable<>+208(SB)/8, $0x3943bb1439a9a6a8
-DATA actGELUTanhValueTable<>+216(SB)/8, $0xb804eff637cb1f89
-DATA actGELUTanhValueTable<>+224(SB)/8, $0x3beed79abc47b160
-DATA actGELUTanhValueTable<>+232(SB)/8, $0xbae4186339fb0f4d
-DATA actGELUTanhValueTable<>+240(SB)/8, $0x3586f33cba50a0c7
-DATA actGELUTanhValueTable<>+248(SB)/8, $0x39077a93393bd7d9
-DATA actGELUTanhValueTable<>+256(SB)/8, $0xbb42936d3a59826f
-DATA actGELUTanhValueTable<>+264(SB)/8, $0x3b9914db3c0b5f8a
-DATA actGELUTanhValueTable<>+272(SB)/8, $0xba6bf88c38a86e06
-DATA actGELUTanhValueTable<>+280(SB)/8, $0xb9915f5bba26e394
-DATA actGELUTanhValueTable<>+288(SB)/8, $0xbd10ca5d3d887a7f
-DATA actGELUTanhValueTable<>+296(SB)/8, $0xbae1d0c9bcb9e23e
-DATA actGELUTanhValueTable<>+304(SB)/8, $0x3b3346dd3b86b66a
-DATA actGELUTanhValueTable<>+312(SB)/8, $0x39d168c43aa02917
-DATA actGELUTanhValueTable<>+320(SB)/8, $0x3daa0163379956f0
-DATA actGELUTanhValueTable<>+328(SB)/8, $0xbc84a9f33c21e2e3
-DATA actGELUTanhValueTable<>+336(SB)/8, $0xbb914129bc3606f8
-DATA actGELUTanhValueTable<>+344(SB)/8, $0xb9d15bafbac605f8
-DATA actGELUTanhValueTable<>+352(SB)/8, $0xbcbfac67becc423f
-DATA actGELUTanhValueTable<>+360(SB)/8, $0x3d21b5d23d55db8b
-DATA actGELUTanhValueTable<>+368(SB)/8, $0x3b8ee2cd3c731823
-DATA actGELUTanhValueTable<>+376(SB)/8, $0x398d20c23a9ef3a2
-DATA actGELUTanhValueTable<>+384(SB)/8, $0xbe01b3123f000000
-DATA actGELUTanhValueTable<>+392(SB)/8, $0xbd2448e3bdc84808
-DATA actGELUTanhValueTable<>+400(SB)/8, $0xbb227379bc2e5866
-DATA actGELUTanhValueTable<>+408(SB)/8, $0xb8e8edf5ba18a3a4
-DATA actGELUTanhValueTable<>+416(SB)/8, $0x3dfe341400000000
-DATA actGELUTanhValueTable<>+424(SB)/8, $0x3c8474ad3d634866
-DATA actGELUTanhValueTable<>+432(SB)/8, $0x3a25b5fa3b5807ee
-DATA actGELUTanhValueTable<>+440(SB)/8, $0x37b2f530390656b8
-DATA actGELUTanhValueTable<>+448(SB)/8, $0x408b8520408b8520
-DATA actGELUTanhValueTable<>+456(SB)/8, $0x408b8520408b8520
-DATA actGELUTanhValueTable<>+464(SB)/8, $0x408b8520408b8520
-DATA actGELUTanhValueTable<>+472(SB)/8, $0x408b8520408b8520
-DATA actGELUTanhValueTable<>+480(SB)/8, $0x7f8000007f800000
-DATA actGELUTanhValueTable<>+488(SB)/8, $0x7f8000007f800000
-DATA actGELUTanhValueTable<>+496(SB)/8, $0x7f8000007f800000
-DATA actGELUTanhValueTable<>+504(SB)/8, $0x7f8000007f800000
-DATA actGELUTanhValueTable<>+512(SB)/8, $0x7f8000017f800001
-DATA actGELUTanhValueTable<>+520(SB)/8, $0x7f8000017f800001
-DATA actGELUTanhValueTable<>+528(SB)/8, $0x7f8000017f800001
-DATA actGELUTanhValueTable<>+536(SB)/8, $0x7f8000017f800001
-DATA actGELUTanhValueTable<>+544(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+552(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+560(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+568(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+576(SB)/8, $0x8000000080000000
-DATA actGELUTanhValueTable<>+584(SB)/8, $0x8000000080000000
-DATA actGELUTanhValueTable<>+592(SB)/8, $0x8000000080000000
-DATA actGELUTanhValueTable<>+600(SB)/8, $0x8000000080000000
-DATA actGELUTanhValueTable<>+608(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+616(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+624(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+632(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+640(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+648(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+656(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+664(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+672(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+680(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+688(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+696(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+704(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+712(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+720(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+728(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+736(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+744(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+752(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+760(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+768(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+776(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+784(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+792(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+800(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+808(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+816(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+824(SB)/8, $0x405f42bc28bd824e
-GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $832
 TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS actGELUTanhValueTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
@@ -24116,12 +22118,12 @@ TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD actGELUTanhValueTable<>+32(SB), Y9, Y10
-	VTESTPS actGELUTanhValueTable<>+64(SB), Y10
+	VPCMPGTD constants<>+5504(SB), Y9, Y10
+	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actGELUTanhValueTable<>+96(SB), Y14
+	VMOVUPS constants<>+5536(SB), Y14
 	VADDPS Y14, Y2, Y6
 	VADDPS Y14, Y3, Y7
 	VADDPS Y14, Y4, Y8
@@ -24130,103 +22132,103 @@ near1:
 	VMULPS Y3, Y7, Y7
 	VMULPS Y4, Y8, Y8
 	VMULPS Y5, Y9, Y9
-	VMOVUPS actGELUTanhValueTable<>+128(SB), Y14
+	VMOVUPS constants<>+5568(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actGELUTanhValueTable<>+160(SB), Y6, Y14
+	VPERMPS constants<>+6624(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actGELUTanhValueTable<>+160(SB), Y7, Y14
+	VPERMPS constants<>+6624(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actGELUTanhValueTable<>+160(SB), Y8, Y14
+	VPERMPS constants<>+6624(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actGELUTanhValueTable<>+160(SB), Y9, Y14
+	VPERMPS constants<>+6624(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actGELUTanhValueTable<>+192(SB), Y6, Y10
-	VPERMPS actGELUTanhValueTable<>+192(SB), Y7, Y11
-	VPERMPS actGELUTanhValueTable<>+192(SB), Y8, Y12
-	VPERMPS actGELUTanhValueTable<>+192(SB), Y9, Y13
-	VPERMPS actGELUTanhValueTable<>+224(SB), Y6, Y14
+	VPERMPS constants<>+6656(SB), Y6, Y10
+	VPERMPS constants<>+6656(SB), Y7, Y11
+	VPERMPS constants<>+6656(SB), Y8, Y12
+	VPERMPS constants<>+6656(SB), Y9, Y13
+	VPERMPS constants<>+6688(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUTanhValueTable<>+224(SB), Y7, Y14
+	VPERMPS constants<>+6688(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUTanhValueTable<>+224(SB), Y8, Y14
+	VPERMPS constants<>+6688(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUTanhValueTable<>+224(SB), Y9, Y14
+	VPERMPS constants<>+6688(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUTanhValueTable<>+256(SB), Y6, Y14
+	VPERMPS constants<>+6720(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUTanhValueTable<>+256(SB), Y7, Y14
+	VPERMPS constants<>+6720(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUTanhValueTable<>+256(SB), Y8, Y14
+	VPERMPS constants<>+6720(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUTanhValueTable<>+256(SB), Y9, Y14
+	VPERMPS constants<>+6720(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUTanhValueTable<>+288(SB), Y6, Y14
+	VPERMPS constants<>+6752(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUTanhValueTable<>+288(SB), Y7, Y14
+	VPERMPS constants<>+6752(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUTanhValueTable<>+288(SB), Y8, Y14
+	VPERMPS constants<>+6752(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUTanhValueTable<>+288(SB), Y9, Y14
+	VPERMPS constants<>+6752(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUTanhValueTable<>+320(SB), Y6, Y14
+	VPERMPS constants<>+6784(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUTanhValueTable<>+320(SB), Y7, Y14
+	VPERMPS constants<>+6784(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUTanhValueTable<>+320(SB), Y8, Y14
+	VPERMPS constants<>+6784(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUTanhValueTable<>+320(SB), Y9, Y14
+	VPERMPS constants<>+6784(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUTanhValueTable<>+352(SB), Y6, Y14
+	VPERMPS constants<>+6816(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUTanhValueTable<>+352(SB), Y7, Y14
+	VPERMPS constants<>+6816(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUTanhValueTable<>+352(SB), Y8, Y14
+	VPERMPS constants<>+6816(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUTanhValueTable<>+352(SB), Y9, Y14
+	VPERMPS constants<>+6816(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUTanhValueTable<>+384(SB), Y6, Y14
+	VPERMPS constants<>+6848(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUTanhValueTable<>+384(SB), Y7, Y14
+	VPERMPS constants<>+6848(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUTanhValueTable<>+384(SB), Y8, Y14
+	VPERMPS constants<>+6848(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUTanhValueTable<>+384(SB), Y9, Y14
+	VPERMPS constants<>+6848(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actGELUTanhValueTable<>+416(SB), Y6, Y6
-	VPERMPS actGELUTanhValueTable<>+416(SB), Y7, Y7
-	VPERMPS actGELUTanhValueTable<>+416(SB), Y8, Y8
-	VPERMPS actGELUTanhValueTable<>+416(SB), Y9, Y9
+	VPERMPS constants<>+6880(SB), Y6, Y6
+	VPERMPS constants<>+6880(SB), Y7, Y7
+	VPERMPS constants<>+6880(SB), Y8, Y8
+	VPERMPS constants<>+6880(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -24253,7 +22255,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
+	VMOVUPS constants<>+5504(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -24268,7 +22270,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actGELUTanhValueTable<>+64(SB), Y14
+	VMOVUPS constants<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -24284,7 +22286,7 @@ mixed8:
 	VORPS Y9, Y8, Y8
 	VORPS Y8, Y6, Y12
 	MOVQ $2, 416(R14)
-	VANDPS actGELUTanhValueTable<>+0(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
@@ -24292,15 +22294,15 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS actGELUTanhValueTable<>+448(SB), Y14
+	VMOVUPS constants<>+5888(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
 	MOVQ $3, 416(R14)
-	VPCMPGTD actGELUTanhValueTable<>+480(SB), Y9, Y12
+	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS actGELUTanhValueTable<>+512(SB), Y14
+	VMOVUPS constants<>+1696(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -24320,47 +22322,47 @@ loop14:
 	VTESTPS Y13, Y13
 	JEQ next15
 load6:
-	VANDPS actGELUTanhValueTable<>+0(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 vector7:
 	VXORPS Y2, Y2, Y2
 	VPCMPGTD Y2, Y13, Y2
-	VMOVUPS actGELUTanhValueTable<>+544(SB), Y14
+	VMOVUPS constants<>+6912(SB), Y14
 	VPCMPGTD Y13, Y14, Y3
 	VANDPS Y3, Y2, Y2
 	VTESTPS Y2, Y2
 	JNE formula16
-	VPMINUD actGELUTanhValueTable<>+576(SB), Y12, Y12
+	VPMINUD constants<>+32(SB), Y12, Y12
 	JMP done17
 formula16:
-	VMOVUPS actGELUTanhValueTable<>+608(SB), Y14
+	VMOVUPS constants<>+6944(SB), Y14
 	VMAXPS Y12, Y14, Y12
-	VMOVUPS actGELUTanhValueTable<>+544(SB), Y14
+	VMOVUPS constants<>+6912(SB), Y14
 	VMINPS Y12, Y14, Y13
 	VCVTPS2PD X13, Y2
 	VEXTRACTF128 $1, Y13, X3
 	VCVTPS2PD X3, Y3
 	VMULPD Y2, Y2, Y8
 	VMULPD Y3, Y3, Y9
-	VMULPD actGELUTanhValueTable<>+640(SB), Y8, Y6
-	VMULPD actGELUTanhValueTable<>+640(SB), Y9, Y7
-	VADDPD actGELUTanhValueTable<>+672(SB), Y6, Y6
-	VADDPD actGELUTanhValueTable<>+672(SB), Y7, Y7
+	VMULPD constants<>+6976(SB), Y8, Y6
+	VMULPD constants<>+6976(SB), Y9, Y7
+	VADDPD constants<>+7008(SB), Y6, Y6
+	VADDPD constants<>+7008(SB), Y7, Y7
 	VMULPD Y2, Y6, Y6
 	VMULPD Y3, Y7, Y7
-	VADDPD actGELUTanhValueTable<>+704(SB), Y6, Y10
-	VADDPD actGELUTanhValueTable<>+704(SB), Y7, Y11
-	VSUBPD actGELUTanhValueTable<>+704(SB), Y10, Y4
-	VSUBPD actGELUTanhValueTable<>+704(SB), Y11, Y5
+	VADDPD constants<>+4288(SB), Y6, Y10
+	VADDPD constants<>+4288(SB), Y7, Y11
+	VSUBPD constants<>+4288(SB), Y10, Y4
+	VSUBPD constants<>+4288(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD actGELUTanhValueTable<>+736(SB), Y4, Y8
-	VMULPD actGELUTanhValueTable<>+736(SB), Y5, Y9
-	VADDPD actGELUTanhValueTable<>+768(SB), Y8, Y8
-	VADDPD actGELUTanhValueTable<>+768(SB), Y9, Y9
-	VADDPD actGELUTanhValueTable<>+800(SB), Y4, Y4
-	VADDPD actGELUTanhValueTable<>+800(SB), Y5, Y5
+	VMULPD constants<>+4320(SB), Y4, Y8
+	VMULPD constants<>+4320(SB), Y5, Y9
+	VADDPD constants<>+4352(SB), Y8, Y8
+	VADDPD constants<>+4352(SB), Y9, Y9
+	VADDPD constants<>+4384(SB), Y4, Y4
+	VADDPD constants<>+4384(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -24401,7 +22403,7 @@ next15:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 merged10:
-	VMOVUPS actGELUTanhValueTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS 0(R14), Y14, Y2
 	VANDPS 32(R14), Y14, Y3
 	VANDPS 64(R14), Y14, Y4
@@ -24426,129 +22428,12 @@ whole5:
 	VMOVUPS 192(R14), Y4
 	VMOVUPS 224(R14), Y5
 	RET
-DATA actGELUTanhSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA actGELUTanhSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA actGELUTanhSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA actGELUTanhSlopeTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA actGELUTanhSlopeTable<>+32(SB)/8, $0x408b851f408b851f
-DATA actGELUTanhSlopeTable<>+40(SB)/8, $0x408b851f408b851f
-DATA actGELUTanhSlopeTable<>+48(SB)/8, $0x408b851f408b851f
-DATA actGELUTanhSlopeTable<>+56(SB)/8, $0x408b851f408b851f
-DATA actGELUTanhSlopeTable<>+64(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+72(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+80(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+88(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+96(SB)/8, $0x4020000040200000
-DATA actGELUTanhSlopeTable<>+104(SB)/8, $0x4020000040200000
-DATA actGELUTanhSlopeTable<>+112(SB)/8, $0x4020000040200000
-DATA actGELUTanhSlopeTable<>+120(SB)/8, $0x4020000040200000
-DATA actGELUTanhSlopeTable<>+128(SB)/8, $0x4c4000004c400000
-DATA actGELUTanhSlopeTable<>+136(SB)/8, $0x4c4000004c400000
-DATA actGELUTanhSlopeTable<>+144(SB)/8, $0x4c4000004c400000
-DATA actGELUTanhSlopeTable<>+152(SB)/8, $0x4c4000004c400000
-DATA actGELUTanhSlopeTable<>+160(SB)/8, $0x3f9852dc3e29df64
-DATA actGELUTanhSlopeTable<>+168(SB)/8, $0x402237223ff20d37
-DATA actGELUTanhSlopeTable<>+176(SB)/8, $0x405ecffa403da8fc
-DATA actGELUTanhSlopeTable<>+184(SB)/8, $0x4087951140797260
-DATA actGELUTanhSlopeTable<>+192(SB)/8, $0xbbe876b83bb5f2d8
-DATA actGELUTanhSlopeTable<>+200(SB)/8, $0x3ac185233afe3a34
-DATA actGELUTanhSlopeTable<>+208(SB)/8, $0xb9e66af1382dfaee
-DATA actGELUTanhSlopeTable<>+216(SB)/8, $0xb8099296b990bb7f
-DATA actGELUTanhSlopeTable<>+224(SB)/8, $0xbae32d903c4e6c98
-DATA actGELUTanhSlopeTable<>+232(SB)/8, $0x3a53b323bc0b1daa
-DATA actGELUTanhSlopeTable<>+240(SB)/8, $0x3a8c51b13b13e334
-DATA actGELUTanhSlopeTable<>+248(SB)/8, $0xb972774e37174a8b
-DATA actGELUTanhSlopeTable<>+256(SB)/8, $0x3d2726d0bd643200
-DATA actGELUTanhSlopeTable<>+264(SB)/8, $0xbc2a35533b2ea9cb
-DATA actGELUTanhSlopeTable<>+272(SB)/8, $0xb8e991f6bbbabb97
-DATA actGELUTanhSlopeTable<>+280(SB)/8, $0x3a4c131e3a8d2386
-DATA actGELUTanhSlopeTable<>+288(SB)/8, $0xbd263705bd49bf2d
-DATA actGELUTanhSlopeTable<>+296(SB)/8, $0x3ca456613d2df4b1
-DATA actGELUTanhSlopeTable<>+304(SB)/8, $0xbb9340103b0da5f3
-DATA actGELUTanhSlopeTable<>+312(SB)/8, $0xbab6b7dfbb4715be
-DATA actGELUTanhSlopeTable<>+320(SB)/8, $0xbe0239803e805c43
-DATA actGELUTanhSlopeTable<>+328(SB)/8, $0xbac0f3e6bdb9a247
-DATA actGELUTanhSlopeTable<>+336(SB)/8, $0x3c36d6f43c83f2b0
-DATA actGELUTanhSlopeTable<>+344(SB)/8, $0x3ad2e4f73b954ef9
-DATA actGELUTanhSlopeTable<>+352(SB)/8, $0x3e9993143e056013
-DATA actGELUTanhSlopeTable<>+360(SB)/8, $0xbd4a25dd3cf14cba
-DATA actGELUTanhSlopeTable<>+368(SB)/8, $0xbc606db4bd160155
-DATA actGELUTanhSlopeTable<>+376(SB)/8, $0xba9e4dadbb882804
-DATA actGELUTanhSlopeTable<>+384(SB)/8, $0xbded100bbf46ab1f
-DATA actGELUTanhSlopeTable<>+392(SB)/8, $0x3d952bc73dd5f0fb
-DATA actGELUTanhSlopeTable<>+400(SB)/8, $0x3c1437663d0cd2ab
-DATA actGELUTanhSlopeTable<>+408(SB)/8, $0x3a0e69b43b0fcb44
-DATA actGELUTanhSlopeTable<>+416(SB)/8, $0xbdeeccd43ebcd9f9
-DATA actGELUTanhSlopeTable<>+424(SB)/8, $0xbd10e175bdc8221f
-DATA actGELUTanhSlopeTable<>+432(SB)/8, $0xbb29779abc5199b4
-DATA actGELUTanhSlopeTable<>+440(SB)/8, $0xb8eb3d8aba0885d8
-DATA actGELUTanhSlopeTable<>+448(SB)/8, $0x3f8000003f800000
-DATA actGELUTanhSlopeTable<>+456(SB)/8, $0x3f8000003f800000
-DATA actGELUTanhSlopeTable<>+464(SB)/8, $0x3f8000003f800000
-DATA actGELUTanhSlopeTable<>+472(SB)/8, $0x3f8000003f800000
-DATA actGELUTanhSlopeTable<>+480(SB)/8, $0x408b8520408b8520
-DATA actGELUTanhSlopeTable<>+488(SB)/8, $0x408b8520408b8520
-DATA actGELUTanhSlopeTable<>+496(SB)/8, $0x408b8520408b8520
-DATA actGELUTanhSlopeTable<>+504(SB)/8, $0x408b8520408b8520
-DATA actGELUTanhSlopeTable<>+512(SB)/8, $0x7f8000007f800000
-DATA actGELUTanhSlopeTable<>+520(SB)/8, $0x7f8000007f800000
-DATA actGELUTanhSlopeTable<>+528(SB)/8, $0x7f8000007f800000
-DATA actGELUTanhSlopeTable<>+536(SB)/8, $0x7f8000007f800000
-DATA actGELUTanhSlopeTable<>+544(SB)/8, $0x7f8000017f800001
-DATA actGELUTanhSlopeTable<>+552(SB)/8, $0x7f8000017f800001
-DATA actGELUTanhSlopeTable<>+560(SB)/8, $0x7f8000017f800001
-DATA actGELUTanhSlopeTable<>+568(SB)/8, $0x7f8000017f800001
-DATA actGELUTanhSlopeTable<>+576(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+584(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+592(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+600(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+608(SB)/8, $0x8000000080000000
-DATA actGELUTanhSlopeTable<>+616(SB)/8, $0x8000000080000000
-DATA actGELUTanhSlopeTable<>+624(SB)/8, $0x8000000080000000
-DATA actGELUTanhSlopeTable<>+632(SB)/8, $0x8000000080000000
-DATA actGELUTanhSlopeTable<>+640(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+648(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+656(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+664(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+672(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+680(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+688(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+696(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+704(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+712(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+720(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+728(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+736(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+744(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+752(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+760(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+768(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+776(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+784(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+792(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+800(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+808(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+816(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+824(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+832(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+840(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+848(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+856(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+864(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+872(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+880(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+888(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+896(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+904(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+912(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+920(SB)/8, $0x3ff9884533d43651
-GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $928
 TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS actGELUTanhSlopeTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
@@ -24556,12 +22441,12 @@ TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD actGELUTanhSlopeTable<>+32(SB), Y9, Y10
-	VTESTPS actGELUTanhSlopeTable<>+64(SB), Y10
+	VPCMPGTD constants<>+5504(SB), Y9, Y10
+	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actGELUTanhSlopeTable<>+96(SB), Y14
+	VMOVUPS constants<>+5536(SB), Y14
 	VADDPS Y14, Y2, Y6
 	VADDPS Y14, Y3, Y7
 	VADDPS Y14, Y4, Y8
@@ -24570,121 +22455,121 @@ near1:
 	VMULPS Y3, Y7, Y7
 	VMULPS Y4, Y8, Y8
 	VMULPS Y5, Y9, Y9
-	VMOVUPS actGELUTanhSlopeTable<>+128(SB), Y14
+	VMOVUPS constants<>+5568(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actGELUTanhSlopeTable<>+160(SB), Y6, Y14
+	VPERMPS constants<>+7040(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actGELUTanhSlopeTable<>+160(SB), Y7, Y14
+	VPERMPS constants<>+7040(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actGELUTanhSlopeTable<>+160(SB), Y8, Y14
+	VPERMPS constants<>+7040(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actGELUTanhSlopeTable<>+160(SB), Y9, Y14
+	VPERMPS constants<>+7040(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actGELUTanhSlopeTable<>+192(SB), Y6, Y10
-	VPERMPS actGELUTanhSlopeTable<>+192(SB), Y7, Y11
-	VPERMPS actGELUTanhSlopeTable<>+192(SB), Y8, Y12
-	VPERMPS actGELUTanhSlopeTable<>+192(SB), Y9, Y13
-	VPERMPS actGELUTanhSlopeTable<>+224(SB), Y6, Y14
+	VPERMPS constants<>+7072(SB), Y6, Y10
+	VPERMPS constants<>+7072(SB), Y7, Y11
+	VPERMPS constants<>+7072(SB), Y8, Y12
+	VPERMPS constants<>+7072(SB), Y9, Y13
+	VPERMPS constants<>+7104(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUTanhSlopeTable<>+224(SB), Y7, Y14
+	VPERMPS constants<>+7104(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUTanhSlopeTable<>+224(SB), Y8, Y14
+	VPERMPS constants<>+7104(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUTanhSlopeTable<>+224(SB), Y9, Y14
+	VPERMPS constants<>+7104(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUTanhSlopeTable<>+256(SB), Y6, Y14
+	VPERMPS constants<>+7136(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUTanhSlopeTable<>+256(SB), Y7, Y14
+	VPERMPS constants<>+7136(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUTanhSlopeTable<>+256(SB), Y8, Y14
+	VPERMPS constants<>+7136(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUTanhSlopeTable<>+256(SB), Y9, Y14
+	VPERMPS constants<>+7136(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUTanhSlopeTable<>+288(SB), Y6, Y14
+	VPERMPS constants<>+7168(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUTanhSlopeTable<>+288(SB), Y7, Y14
+	VPERMPS constants<>+7168(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUTanhSlopeTable<>+288(SB), Y8, Y14
+	VPERMPS constants<>+7168(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUTanhSlopeTable<>+288(SB), Y9, Y14
+	VPERMPS constants<>+7168(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUTanhSlopeTable<>+320(SB), Y6, Y14
+	VPERMPS constants<>+7200(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUTanhSlopeTable<>+320(SB), Y7, Y14
+	VPERMPS constants<>+7200(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUTanhSlopeTable<>+320(SB), Y8, Y14
+	VPERMPS constants<>+7200(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUTanhSlopeTable<>+320(SB), Y9, Y14
+	VPERMPS constants<>+7200(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUTanhSlopeTable<>+352(SB), Y6, Y14
+	VPERMPS constants<>+7232(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUTanhSlopeTable<>+352(SB), Y7, Y14
+	VPERMPS constants<>+7232(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUTanhSlopeTable<>+352(SB), Y8, Y14
+	VPERMPS constants<>+7232(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUTanhSlopeTable<>+352(SB), Y9, Y14
+	VPERMPS constants<>+7232(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
-	VPERMPS actGELUTanhSlopeTable<>+384(SB), Y6, Y14
+	VPERMPS constants<>+7264(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUTanhSlopeTable<>+384(SB), Y7, Y14
+	VPERMPS constants<>+7264(SB), Y7, Y14
 	VMULPS Y3, Y11, Y11
 	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUTanhSlopeTable<>+384(SB), Y8, Y14
+	VPERMPS constants<>+7264(SB), Y8, Y14
 	VMULPS Y4, Y12, Y12
 	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUTanhSlopeTable<>+384(SB), Y9, Y14
+	VPERMPS constants<>+7264(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actGELUTanhSlopeTable<>+416(SB), Y6, Y6
-	VPERMPS actGELUTanhSlopeTable<>+416(SB), Y7, Y7
-	VPERMPS actGELUTanhSlopeTable<>+416(SB), Y8, Y8
-	VPERMPS actGELUTanhSlopeTable<>+416(SB), Y9, Y9
+	VPERMPS constants<>+7296(SB), Y6, Y6
+	VPERMPS constants<>+7296(SB), Y7, Y7
+	VPERMPS constants<>+7296(SB), Y8, Y8
+	VPERMPS constants<>+7296(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
 	VMOVUPS 0(R14), Y6
-	VMOVUPS actGELUTanhSlopeTable<>+448(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
 	VMOVUPS 32(R14), Y7
-	VMOVUPS actGELUTanhSlopeTable<>+448(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
 	VMOVUPS 64(R14), Y8
-	VMOVUPS actGELUTanhSlopeTable<>+448(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
 	VMOVUPS 96(R14), Y9
-	VMOVUPS actGELUTanhSlopeTable<>+448(SB), Y14
+	VMOVUPS constants<>+1056(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
 	CMPQ 416(R14), $1
@@ -24693,7 +22578,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
+	VMOVUPS constants<>+5504(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -24708,7 +22593,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actGELUTanhSlopeTable<>+64(SB), Y14
+	VMOVUPS constants<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -24724,7 +22609,7 @@ mixed8:
 	VORPS Y9, Y8, Y8
 	VORPS Y8, Y6, Y12
 	MOVQ $2, 416(R14)
-	VANDPS actGELUTanhSlopeTable<>+0(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
@@ -24732,15 +22617,15 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS actGELUTanhSlopeTable<>+480(SB), Y14
+	VMOVUPS constants<>+5888(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
 	MOVQ $3, 416(R14)
-	VPCMPGTD actGELUTanhSlopeTable<>+512(SB), Y9, Y12
+	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS actGELUTanhSlopeTable<>+544(SB), Y14
+	VMOVUPS constants<>+1696(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -24760,48 +22645,48 @@ loop14:
 	VTESTPS Y13, Y13
 	JEQ next15
 load6:
-	VANDPS actGELUTanhSlopeTable<>+0(SB), Y12, Y13
+	VANDPS constants<>+192(SB), Y12, Y13
 vector7:
 	VXORPS Y2, Y2, Y2
 	VPCMPGTD Y2, Y13, Y2
-	VMOVUPS actGELUTanhSlopeTable<>+576(SB), Y14
+	VMOVUPS constants<>+6912(SB), Y14
 	VPCMPGTD Y13, Y14, Y3
 	VANDPS Y3, Y2, Y2
 	VTESTPS Y2, Y2
 	JNE formula16
-	VPMINSD actGELUTanhSlopeTable<>+448(SB), Y12, Y12
-	VPMINUD actGELUTanhSlopeTable<>+608(SB), Y12, Y12
+	VPMINSD constants<>+1056(SB), Y12, Y12
+	VPMINUD constants<>+32(SB), Y12, Y12
 	JMP done17
 formula16:
-	VMOVUPS actGELUTanhSlopeTable<>+640(SB), Y14
+	VMOVUPS constants<>+6944(SB), Y14
 	VMAXPS Y12, Y14, Y12
-	VMOVUPS actGELUTanhSlopeTable<>+576(SB), Y14
+	VMOVUPS constants<>+6912(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y2
 	VEXTRACTF128 $1, Y12, X3
 	VCVTPS2PD X3, Y3
 	VMULPD Y2, Y2, Y8
 	VMULPD Y3, Y3, Y9
-	VMULPD actGELUTanhSlopeTable<>+672(SB), Y8, Y6
-	VMULPD actGELUTanhSlopeTable<>+672(SB), Y9, Y7
-	VADDPD actGELUTanhSlopeTable<>+704(SB), Y6, Y6
-	VADDPD actGELUTanhSlopeTable<>+704(SB), Y7, Y7
+	VMULPD constants<>+6976(SB), Y8, Y6
+	VMULPD constants<>+6976(SB), Y9, Y7
+	VADDPD constants<>+7008(SB), Y6, Y6
+	VADDPD constants<>+7008(SB), Y7, Y7
 	VMULPD Y2, Y6, Y6
 	VMULPD Y3, Y7, Y7
-	VADDPD actGELUTanhSlopeTable<>+736(SB), Y6, Y10
-	VADDPD actGELUTanhSlopeTable<>+736(SB), Y7, Y11
-	VSUBPD actGELUTanhSlopeTable<>+736(SB), Y10, Y4
-	VSUBPD actGELUTanhSlopeTable<>+736(SB), Y11, Y5
+	VADDPD constants<>+4288(SB), Y6, Y10
+	VADDPD constants<>+4288(SB), Y7, Y11
+	VSUBPD constants<>+4288(SB), Y10, Y4
+	VSUBPD constants<>+4288(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD actGELUTanhSlopeTable<>+768(SB), Y4, Y8
-	VMULPD actGELUTanhSlopeTable<>+768(SB), Y5, Y9
-	VADDPD actGELUTanhSlopeTable<>+800(SB), Y8, Y8
-	VADDPD actGELUTanhSlopeTable<>+800(SB), Y9, Y9
-	VADDPD actGELUTanhSlopeTable<>+832(SB), Y4, Y4
-	VADDPD actGELUTanhSlopeTable<>+832(SB), Y5, Y5
+	VMULPD constants<>+4320(SB), Y4, Y8
+	VMULPD constants<>+4320(SB), Y5, Y9
+	VADDPD constants<>+4352(SB), Y8, Y8
+	VADDPD constants<>+4352(SB), Y9, Y9
+	VADDPD constants<>+4384(SB), Y4, Y4
+	VADDPD constants<>+4384(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -24814,10 +22699,10 @@ formula16:
 	VPADDQ Y11, Y5, Y7
 	VMULPD Y2, Y2, Y4
 	VMULPD Y3, Y3, Y5
-	VMULPD actGELUTanhSlopeTable<>+864(SB), Y4, Y4
-	VMULPD actGELUTanhSlopeTable<>+864(SB), Y5, Y5
-	VADDPD actGELUTanhSlopeTable<>+896(SB), Y4, Y4
-	VADDPD actGELUTanhSlopeTable<>+896(SB), Y5, Y5
+	VMULPD constants<>+7328(SB), Y4, Y4
+	VMULPD constants<>+7328(SB), Y5, Y5
+	VADDPD constants<>+7360(SB), Y4, Y4
+	VADDPD constants<>+7360(SB), Y5, Y5
 	VMULPD Y2, Y4, Y2
 	VMULPD Y3, Y5, Y3
 	VADDPD Y8, Y6, Y4
@@ -24853,7 +22738,7 @@ next15:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 merged10:
-	VMOVUPS actGELUTanhSlopeTable<>+0(SB), Y14
+	VMOVUPS constants<>+192(SB), Y14
 	VANDPS 0(R14), Y14, Y2
 	VANDPS 32(R14), Y14, Y3
 	VANDPS 64(R14), Y14, Y4
@@ -24925,3 +22810,928 @@ TEXT ·simdFence(SB), NOSPLIT, $0-0
 // In place of kernels that don't exist.
 TEXT ·absent<>(SB), NOSPLIT|NOFRAME, $0-0
 	UNDEF
+DATA constants<>+0(SB)/8, $0x0000000000000000
+DATA constants<>+8(SB)/8, $0x0000000000000000
+DATA constants<>+16(SB)/8, $0x0000000000000000
+DATA constants<>+24(SB)/8, $0x0000000000000000
+DATA constants<>+32(SB)/8, $0x8000000080000000
+DATA constants<>+40(SB)/8, $0x8000000080000000
+DATA constants<>+48(SB)/8, $0x8000000080000000
+DATA constants<>+56(SB)/8, $0x8000000080000000
+DATA constants<>+64(SB)/8, $0xffffffffffffffff
+DATA constants<>+72(SB)/8, $0xffffffffffffffff
+DATA constants<>+80(SB)/8, $0xffffffffffffffff
+DATA constants<>+88(SB)/8, $0xffffffffffffffff
+DATA constants<>+96(SB)/8, $0x7f7fffff7f7fffff
+DATA constants<>+104(SB)/8, $0x7f7fffff7f7fffff
+DATA constants<>+112(SB)/8, $0x7f7fffff7f7fffff
+DATA constants<>+120(SB)/8, $0x7f7fffff7f7fffff
+DATA constants<>+128(SB)/8, $0x8000000000000001
+DATA constants<>+136(SB)/8, $0x8000000000000001
+DATA constants<>+144(SB)/8, $0x8000000000000001
+DATA constants<>+152(SB)/8, $0x8000000000000001
+DATA constants<>+160(SB)/8, $0x3ff0000000000000
+DATA constants<>+168(SB)/8, $0x3ff0000000000000
+DATA constants<>+176(SB)/8, $0x3ff0000000000000
+DATA constants<>+184(SB)/8, $0x3ff0000000000000
+DATA constants<>+192(SB)/8, $0x7fffffff7fffffff
+DATA constants<>+200(SB)/8, $0x7fffffff7fffffff
+DATA constants<>+208(SB)/8, $0x7fffffff7fffffff
+DATA constants<>+216(SB)/8, $0x7fffffff7fffffff
+DATA constants<>+224(SB)/8, $0x7b0000007b000000
+DATA constants<>+232(SB)/8, $0x7b0000007b000000
+DATA constants<>+240(SB)/8, $0x7b0000007b000000
+DATA constants<>+248(SB)/8, $0x7b0000007b000000
+DATA constants<>+256(SB)/8, $0x1000000010000000
+DATA constants<>+264(SB)/8, $0x1000000010000000
+DATA constants<>+272(SB)/8, $0x1000000010000000
+DATA constants<>+280(SB)/8, $0x1000000010000000
+DATA constants<>+288(SB)/8, $0x7100000071000000
+DATA constants<>+296(SB)/8, $0x7100000071000000
+DATA constants<>+304(SB)/8, $0x7100000071000000
+DATA constants<>+312(SB)/8, $0x7100000071000000
+DATA constants<>+320(SB)/8, $0x39b0000000000000
+DATA constants<>+328(SB)/8, $0x39b0000000000000
+DATA constants<>+336(SB)/8, $0x39b0000000000000
+DATA constants<>+344(SB)/8, $0x39b0000000000000
+DATA constants<>+352(SB)/8, $0x4630000000000000
+DATA constants<>+360(SB)/8, $0x4630000000000000
+DATA constants<>+368(SB)/8, $0x4630000000000000
+DATA constants<>+376(SB)/8, $0x4630000000000000
+DATA constants<>+384(SB)/8, $0x7fefffffffffffff
+DATA constants<>+392(SB)/8, $0x7fefffffffffffff
+DATA constants<>+400(SB)/8, $0x7fefffffffffffff
+DATA constants<>+408(SB)/8, $0x7fefffffffffffff
+DATA constants<>+416(SB)/8, $0x7fffffffffffffff
+DATA constants<>+424(SB)/8, $0x7fffffffffffffff
+DATA constants<>+432(SB)/8, $0x7fffffffffffffff
+DATA constants<>+440(SB)/8, $0x7fffffffffffffff
+DATA constants<>+448(SB)/8, $0x4630000000000001
+DATA constants<>+456(SB)/8, $0x4630000000000001
+DATA constants<>+464(SB)/8, $0x4630000000000001
+DATA constants<>+472(SB)/8, $0x4630000000000001
+DATA constants<>+480(SB)/8, $0x39afffffffffffff
+DATA constants<>+488(SB)/8, $0x39afffffffffffff
+DATA constants<>+496(SB)/8, $0x39afffffffffffff
+DATA constants<>+504(SB)/8, $0x39afffffffffffff
+DATA constants<>+512(SB)/8, $0x4770000000000001
+DATA constants<>+520(SB)/8, $0x4770000000000001
+DATA constants<>+528(SB)/8, $0x4770000000000001
+DATA constants<>+536(SB)/8, $0x4770000000000001
+DATA constants<>+544(SB)/8, $0x39efffffffffffff
+DATA constants<>+552(SB)/8, $0x39efffffffffffff
+DATA constants<>+560(SB)/8, $0x39efffffffffffff
+DATA constants<>+568(SB)/8, $0x39efffffffffffff
+DATA constants<>+576(SB)/8, $0x0e0000000e000000
+DATA constants<>+584(SB)/8, $0x0e0000000e000000
+DATA constants<>+592(SB)/8, $0x0e0000000e000000
+DATA constants<>+600(SB)/8, $0x0e0000000e000000
+DATA constants<>+608(SB)/8, $0x3880000000000000
+DATA constants<>+616(SB)/8, $0x3880000000000000
+DATA constants<>+624(SB)/8, $0x3880000000000000
+DATA constants<>+632(SB)/8, $0x3880000000000000
+DATA constants<>+640(SB)/8, $0x2700000027000000
+DATA constants<>+648(SB)/8, $0x2700000027000000
+DATA constants<>+656(SB)/8, $0x2700000027000000
+DATA constants<>+664(SB)/8, $0x2700000027000000
+DATA constants<>+672(SB)/8, $0x3c40000000000000
+DATA constants<>+680(SB)/8, $0x3c40000000000000
+DATA constants<>+688(SB)/8, $0x3c40000000000000
+DATA constants<>+696(SB)/8, $0x3c40000000000000
+DATA constants<>+704(SB)/8, $0x4620000000000000
+DATA constants<>+712(SB)/8, $0x4620000000000000
+DATA constants<>+720(SB)/8, $0x4620000000000000
+DATA constants<>+728(SB)/8, $0x4620000000000000
+DATA constants<>+736(SB)/8, $0x43b0000000000000
+DATA constants<>+744(SB)/8, $0x43b0000000000000
+DATA constants<>+752(SB)/8, $0x43b0000000000000
+DATA constants<>+760(SB)/8, $0x43b0000000000000
+DATA constants<>+768(SB)/8, $0x3870000000000000
+DATA constants<>+776(SB)/8, $0x3870000000000000
+DATA constants<>+784(SB)/8, $0x3870000000000000
+DATA constants<>+792(SB)/8, $0x3870000000000000
+DATA constants<>+800(SB)/8, $0x3cd0000000000000
+DATA constants<>+808(SB)/8, $0x3cd0000000000000
+DATA constants<>+816(SB)/8, $0x3cd0000000000000
+DATA constants<>+824(SB)/8, $0x3cd0000000000000
+DATA constants<>+832(SB)/8, $0x3d70000000000000
+DATA constants<>+840(SB)/8, $0x3d70000000000000
+DATA constants<>+848(SB)/8, $0x3d70000000000000
+DATA constants<>+856(SB)/8, $0x3d70000000000000
+DATA constants<>+864(SB)/8, $0x386fffffffffffff
+DATA constants<>+872(SB)/8, $0x386fffffffffffff
+DATA constants<>+880(SB)/8, $0x386fffffffffffff
+DATA constants<>+888(SB)/8, $0x386fffffffffffff
+DATA constants<>+896(SB)/8, $0x7effffff7effffff
+DATA constants<>+904(SB)/8, $0x7effffff7effffff
+DATA constants<>+912(SB)/8, $0x7effffff7effffff
+DATA constants<>+920(SB)/8, $0x7effffff7effffff
+DATA constants<>+928(SB)/8, $0x0000000100000001
+DATA constants<>+936(SB)/8, $0x0000000100000001
+DATA constants<>+944(SB)/8, $0x0000000100000001
+DATA constants<>+952(SB)/8, $0x0000000100000001
+DATA constants<>+960(SB)/8, $0x3fe0000000000000
+DATA constants<>+968(SB)/8, $0x3fe0000000000000
+DATA constants<>+976(SB)/8, $0x3fe0000000000000
+DATA constants<>+984(SB)/8, $0x3fe0000000000000
+DATA constants<>+992(SB)/8, $0x0000000000000001
+DATA constants<>+1000(SB)/8, $0x0000000000000001
+DATA constants<>+1008(SB)/8, $0x0000000000000001
+DATA constants<>+1016(SB)/8, $0x0000000000000001
+DATA constants<>+1024(SB)/8, $0x7f8000007f800000
+DATA constants<>+1032(SB)/8, $0x7f8000007f800000
+DATA constants<>+1040(SB)/8, $0x7f8000007f800000
+DATA constants<>+1048(SB)/8, $0x7f8000007f800000
+DATA constants<>+1056(SB)/8, $0x3f8000003f800000
+DATA constants<>+1064(SB)/8, $0x3f8000003f800000
+DATA constants<>+1072(SB)/8, $0x3f8000003f800000
+DATA constants<>+1080(SB)/8, $0x3f8000003f800000
+DATA constants<>+1088(SB)/8, $0xc0400000c0400000
+DATA constants<>+1096(SB)/8, $0xc0400000c0400000
+DATA constants<>+1104(SB)/8, $0xc0400000c0400000
+DATA constants<>+1112(SB)/8, $0xc0400000c0400000
+DATA constants<>+1120(SB)/8, $0x4040000040400000
+DATA constants<>+1128(SB)/8, $0x4040000040400000
+DATA constants<>+1136(SB)/8, $0x4040000040400000
+DATA constants<>+1144(SB)/8, $0x4040000040400000
+DATA constants<>+1152(SB)/8, $0x40c0000040c00000
+DATA constants<>+1160(SB)/8, $0x40c0000040c00000
+DATA constants<>+1168(SB)/8, $0x40c0000040c00000
+DATA constants<>+1176(SB)/8, $0x40c0000040c00000
+DATA constants<>+1184(SB)/8, $0x3e2aaaab3e2aaaab
+DATA constants<>+1192(SB)/8, $0x3e2aaaab3e2aaaab
+DATA constants<>+1200(SB)/8, $0x3e2aaaab3e2aaaab
+DATA constants<>+1208(SB)/8, $0x3e2aaaab3e2aaaab
+DATA constants<>+1216(SB)/8, $0x3eaaaaab3eaaaaab
+DATA constants<>+1224(SB)/8, $0x3eaaaaab3eaaaaab
+DATA constants<>+1232(SB)/8, $0x3eaaaaab3eaaaaab
+DATA constants<>+1240(SB)/8, $0x3eaaaaab3eaaaaab
+DATA constants<>+1248(SB)/8, $0x3f0000003f000000
+DATA constants<>+1256(SB)/8, $0x3f0000003f000000
+DATA constants<>+1264(SB)/8, $0x3f0000003f000000
+DATA constants<>+1272(SB)/8, $0x3f0000003f000000
+DATA constants<>+1280(SB)/8, $0x40ab333340ab3333
+DATA constants<>+1288(SB)/8, $0x40ab333340ab3333
+DATA constants<>+1296(SB)/8, $0x40ab333340ab3333
+DATA constants<>+1304(SB)/8, $0x40ab333340ab3333
+DATA constants<>+1312(SB)/8, $0x3fb333333fb33333
+DATA constants<>+1320(SB)/8, $0x3fb333333fb33333
+DATA constants<>+1328(SB)/8, $0x3fb333333fb33333
+DATA constants<>+1336(SB)/8, $0x3fb333333fb33333
+DATA constants<>+1344(SB)/8, $0x4b4000004b400000
+DATA constants<>+1352(SB)/8, $0x4b4000004b400000
+DATA constants<>+1360(SB)/8, $0x4b4000004b400000
+DATA constants<>+1368(SB)/8, $0x4b4000004b400000
+DATA constants<>+1376(SB)/8, $0x3f42a90f3e03b07b
+DATA constants<>+1384(SB)/8, $0x400b572a3fb52502
+DATA constants<>+1392(SB)/8, $0x40684bbc403a9b08
+DATA constants<>+1400(SB)/8, $0x40a26e7b408b0276
+DATA constants<>+1408(SB)/8, $0x3a0d34163915d5a2
+DATA constants<>+1416(SB)/8, $0xb91b9736386e68d3
+DATA constants<>+1424(SB)/8, $0xb741abd5b893e6af
+DATA constants<>+1432(SB)/8, $0x36b6c9b4369e6098
+DATA constants<>+1440(SB)/8, $0xb98cdbadbb019bff
+DATA constants<>+1448(SB)/8, $0x3a13f86c3a7c02cc
+DATA constants<>+1456(SB)/8, $0xb88ac046389d76c3
+DATA constants<>+1464(SB)/8, $0xb83125e5b88d1aba
+DATA constants<>+1472(SB)/8, $0xbbaca177baad8859
+DATA constants<>+1480(SB)/8, $0xb99afb83bb67d7fa
+DATA constants<>+1488(SB)/8, $0x3a360db23a4679f5
+DATA constants<>+1496(SB)/8, $0x39766c3d39e474bf
+DATA constants<>+1504(SB)/8, $0x3c33503a3ca7da7e
+DATA constants<>+1512(SB)/8, $0xbbe16551bac24eee
+DATA constants<>+1520(SB)/8, $0xbb696ea3bbbc5a6f
+DATA constants<>+1528(SB)/8, $0xba81bf3fbaff6d9f
+DATA constants<>+1536(SB)/8, $0x3d2154023c02f74e
+DATA constants<>+1544(SB)/8, $0x3d1526d63d44278d
+DATA constants<>+1552(SB)/8, $0x3c438f383cb32185
+DATA constants<>+1560(SB)/8, $0x3b4797d03bc9fe95
+DATA constants<>+1568(SB)/8, $0xbe5e4a35be7ef1c6
+DATA constants<>+1576(SB)/8, $0xbdbb4a5cbe21009c
+DATA constants<>+1584(SB)/8, $0xbcce3799bd47a5d8
+DATA constants<>+1592(SB)/8, $0xbbca1a00bc4f4f0f
+DATA constants<>+1600(SB)/8, $0x3ea31a723eef8fbd
+DATA constants<>+1608(SB)/8, $0x3dd085833e481b40
+DATA constants<>+1616(SB)/8, $0x3cd3aff63d52763c
+DATA constants<>+1624(SB)/8, $0x3bcb5d193c520020
+DATA constants<>+1632(SB)/8, $0x40ab333440ab3334
+DATA constants<>+1640(SB)/8, $0x40ab333440ab3334
+DATA constants<>+1648(SB)/8, $0x40ab333440ab3334
+DATA constants<>+1656(SB)/8, $0x40ab333440ab3334
+DATA constants<>+1664(SB)/8, $0x42ae000042ae0000
+DATA constants<>+1672(SB)/8, $0x42ae000042ae0000
+DATA constants<>+1680(SB)/8, $0x42ae000042ae0000
+DATA constants<>+1688(SB)/8, $0x42ae000042ae0000
+DATA constants<>+1696(SB)/8, $0x7f8000017f800001
+DATA constants<>+1704(SB)/8, $0x7f8000017f800001
+DATA constants<>+1712(SB)/8, $0x7f8000017f800001
+DATA constants<>+1720(SB)/8, $0x7f8000017f800001
+DATA constants<>+1728(SB)/8, $0x42dc000042dc0000
+DATA constants<>+1736(SB)/8, $0x42dc000042dc0000
+DATA constants<>+1744(SB)/8, $0x42dc000042dc0000
+DATA constants<>+1752(SB)/8, $0x42dc000042dc0000
+DATA constants<>+1760(SB)/8, $0xc138aa3bc138aa3b
+DATA constants<>+1768(SB)/8, $0xc138aa3bc138aa3b
+DATA constants<>+1776(SB)/8, $0xc138aa3bc138aa3b
+DATA constants<>+1784(SB)/8, $0xc138aa3bc138aa3b
+DATA constants<>+1792(SB)/8, $0x3db170003db17000
+DATA constants<>+1800(SB)/8, $0x3db170003db17000
+DATA constants<>+1808(SB)/8, $0x3db170003db17000
+DATA constants<>+1816(SB)/8, $0x3db170003db17000
+DATA constants<>+1824(SB)/8, $0x3685fdf43685fdf4
+DATA constants<>+1832(SB)/8, $0x3685fdf43685fdf4
+DATA constants<>+1840(SB)/8, $0x3685fdf43685fdf4
+DATA constants<>+1848(SB)/8, $0x3685fdf43685fdf4
+DATA constants<>+1856(SB)/8, $0xb928f58300000000
+DATA constants<>+1864(SB)/8, $0x37e54670b955a498
+DATA constants<>+1872(SB)/8, $0xb914aa90b8e00620
+DATA constants<>+1880(SB)/8, $0xb758e8ddb8bdce0e
+DATA constants<>+1888(SB)/8, $0x5f7b90005f800000
+DATA constants<>+1896(SB)/8, $0x5f7600005f783000
+DATA constants<>+1904(SB)/8, $0x5f7560005f750000
+DATA constants<>+1912(SB)/8, $0x5f7ac0005f774000
+DATA constants<>+1920(SB)/8, $0x3d2aaaab3d2aaaab
+DATA constants<>+1928(SB)/8, $0x3d2aaaab3d2aaaab
+DATA constants<>+1936(SB)/8, $0x3d2aaaab3d2aaaab
+DATA constants<>+1944(SB)/8, $0x3d2aaaab3d2aaaab
+DATA constants<>+1952(SB)/8, $0xbe2aaaabbe2aaaab
+DATA constants<>+1960(SB)/8, $0xbe2aaaabbe2aaaab
+DATA constants<>+1968(SB)/8, $0xbe2aaaabbe2aaaab
+DATA constants<>+1976(SB)/8, $0xbe2aaaabbe2aaaab
+DATA constants<>+1984(SB)/8, $0x5080000050800000
+DATA constants<>+1992(SB)/8, $0x5080000050800000
+DATA constants<>+2000(SB)/8, $0x5080000050800000
+DATA constants<>+2008(SB)/8, $0x5080000050800000
+DATA constants<>+2016(SB)/8, $0x9f7f28219f7f2821
+DATA constants<>+2024(SB)/8, $0x9f7f28219f7f2821
+DATA constants<>+2032(SB)/8, $0x9f7f28219f7f2821
+DATA constants<>+2040(SB)/8, $0x9f7f28219f7f2821
+DATA constants<>+2048(SB)/8, $0x3f806bfa3f806bfa
+DATA constants<>+2056(SB)/8, $0x3f806bfa3f806bfa
+DATA constants<>+2064(SB)/8, $0x3f806bfa3f806bfa
+DATA constants<>+2072(SB)/8, $0x3f806bfa3f806bfa
+DATA constants<>+2080(SB)/8, $0x2080000020800000
+DATA constants<>+2088(SB)/8, $0x2080000020800000
+DATA constants<>+2096(SB)/8, $0x2080000020800000
+DATA constants<>+2104(SB)/8, $0x2080000020800000
+DATA constants<>+2112(SB)/8, $0xdf800000df800000
+DATA constants<>+2120(SB)/8, $0xdf800000df800000
+DATA constants<>+2128(SB)/8, $0xdf800000df800000
+DATA constants<>+2136(SB)/8, $0xdf800000df800000
+DATA constants<>+2144(SB)/8, $0xe0000000e0000000
+DATA constants<>+2152(SB)/8, $0xe0000000e0000000
+DATA constants<>+2160(SB)/8, $0xe0000000e0000000
+DATA constants<>+2168(SB)/8, $0xe0000000e0000000
+DATA constants<>+2176(SB)/8, $0x1f8000001f800000
+DATA constants<>+2184(SB)/8, $0x1f8000001f800000
+DATA constants<>+2192(SB)/8, $0x1f8000001f800000
+DATA constants<>+2200(SB)/8, $0x1f8000001f800000
+DATA constants<>+2208(SB)/8, $0x3f00044b3f00044b
+DATA constants<>+2216(SB)/8, $0x3f00044b3f00044b
+DATA constants<>+2224(SB)/8, $0x3f00044b3f00044b
+DATA constants<>+2232(SB)/8, $0x3f00044b3f00044b
+DATA constants<>+2240(SB)/8, $0x411fd70a411fd70a
+DATA constants<>+2248(SB)/8, $0x411fd70a411fd70a
+DATA constants<>+2256(SB)/8, $0x411fd70a411fd70a
+DATA constants<>+2264(SB)/8, $0x411fd70a411fd70a
+DATA constants<>+2272(SB)/8, $0x3fc000003fc00000
+DATA constants<>+2280(SB)/8, $0x3fc000003fc00000
+DATA constants<>+2288(SB)/8, $0x3fc000003fc00000
+DATA constants<>+2296(SB)/8, $0x3fc000003fc00000
+DATA constants<>+2304(SB)/8, $0x3fd5741e3f7ca9f4
+DATA constants<>+2312(SB)/8, $0x4077d50e401d43cf
+DATA constants<>+2320(SB)/8, $0x4101d4c640c6e4ba
+DATA constants<>+2328(SB)/8, $0x3ee1d61000000000
+DATA constants<>+2336(SB)/8, $0xbb2bf92b3b62f4cb
+DATA constants<>+2344(SB)/8, $0x378f5bf538bad497
+DATA constants<>+2352(SB)/8, $0x31074e1534d16dec
+DATA constants<>+2360(SB)/8, $0x3ced00f4bd1a1cb5
+DATA constants<>+2368(SB)/8, $0x3b6433e43c8c61b4
+DATA constants<>+2376(SB)/8, $0xb8a1d1dcba3f0d0e
+DATA constants<>+2384(SB)/8, $0xb27145d0b55a1a6b
+DATA constants<>+2392(SB)/8, $0xbd7e0253bc202548
+DATA constants<>+2400(SB)/8, $0x3b1ebc93bd43abbe
+DATA constants<>+2408(SB)/8, $0x397128553b46a6a0
+DATA constants<>+2416(SB)/8, $0x33513f5235e8c170
+DATA constants<>+2424(SB)/8, $0xbbf41ac43e0b0ebc
+DATA constants<>+2432(SB)/8, $0xbccb45093cfcf049
+DATA constants<>+2440(SB)/8, $0xba16388fbc0e2d69
+DATA constants<>+2448(SB)/8, $0xb40188e9b6b0c087
+DATA constants<>+2456(SB)/8, $0x3e2df7ccb99f5f88
+DATA constants<>+2464(SB)/8, $0x3d9132f33dd10f40
+DATA constants<>+2472(SB)/8, $0x3a96c65d3c97281f
+DATA constants<>+2480(SB)/8, $0x348054ec3737014a
+DATA constants<>+2488(SB)/8, $0xbe08f239beaaa860
+DATA constants<>+2496(SB)/8, $0xbdfd46a2bea5d2af
+DATA constants<>+2504(SB)/8, $0xbae2a0fabce98be9
+DATA constants<>+2512(SB)/8, $0xb4c07c82b78613a3
+DATA constants<>+2520(SB)/8, $0xbeafc5d6b4c84f52
+DATA constants<>+2528(SB)/8, $0x3e07fd573edb526e
+DATA constants<>+2536(SB)/8, $0x3ae2d35f3cecff9a
+DATA constants<>+2544(SB)/8, $0x34c034263785a2c2
+DATA constants<>+2552(SB)/8, $0x3f5401d430b1992b
+DATA constants<>+2560(SB)/8, $0x3f6e65623f418d95
+DATA constants<>+2568(SB)/8, $0x3f7fc7453f7c450c
+DATA constants<>+2576(SB)/8, $0x3f7ffffd3f7fff7a
+DATA constants<>+2584(SB)/8, $0x3ed43f2c00000000
+DATA constants<>+2592(SB)/8, $0x3eae147b3eae147b
+DATA constants<>+2600(SB)/8, $0x3eae147b3eae147b
+DATA constants<>+2608(SB)/8, $0x3eae147b3eae147b
+DATA constants<>+2616(SB)/8, $0x3eae147b3eae147b
+DATA constants<>+2624(SB)/8, $0x3f24f4413e7953ec
+DATA constants<>+2632(SB)/8, $0x401617753fc2222b
+DATA constants<>+2640(SB)/8, $0x4070dc274043406d
+DATA constants<>+2648(SB)/8, $0x40a473be408d13da
+DATA constants<>+2656(SB)/8, $0xbd84a3f83e5bf85b
+DATA constants<>+2664(SB)/8, $0x3b01dd5c3bb5cacb
+DATA constants<>+2672(SB)/8, $0xb8843904b88fe64c
+DATA constants<>+2680(SB)/8, $0xb69608c9b7966239
+DATA constants<>+2688(SB)/8, $0x3e46f5cfbdf3857a
+DATA constants<>+2696(SB)/8, $0x3a2c2e40bcdbf05a
+DATA constants<>+2704(SB)/8, $0x39337ceb3a1d91b5
+DATA constants<>+2712(SB)/8, $0x3748c46f385771ce
+DATA constants<>+2720(SB)/8, $0xbdee1ccdbed2b378
+DATA constants<>+2728(SB)/8, $0xbb93f2b93d24acf3
+DATA constants<>+2736(SB)/8, $0xba118d1ebb06679f
+DATA constants<>+2744(SB)/8, $0xb8191fc7b923be84
+DATA constants<>+2752(SB)/8, $0xbe938cfa3ec01fb8
+DATA constants<>+2760(SB)/8, $0x3c9174fabc2164a7
+DATA constants<>+2768(SB)/8, $0x3ab8ffc43bb5dba2
+DATA constants<>+2776(SB)/8, $0x38c00dce39ce2900
+DATA constants<>+2784(SB)/8, $0x3f0791c53f0c914f
+DATA constants<>+2792(SB)/8, $0xbd2c7c80bdce1ef5
+DATA constants<>+2800(SB)/8, $0xbb3a9254bc3cbd93
+DATA constants<>+2808(SB)/8, $0xb9401ed9ba4ea0f9
+DATA constants<>+2816(SB)/8, $0xbcb510a6bf481c56
+DATA constants<>+2824(SB)/8, $0x3d8bbde13e845192
+DATA constants<>+2832(SB)/8, $0x3b8c894a3c902472
+DATA constants<>+2840(SB)/8, $0x399020dc3a9b2723
+DATA constants<>+2848(SB)/8, $0xbf44fd29bee692b8
+DATA constants<>+2856(SB)/8, $0xbd910b9dbea309be
+DATA constants<>+2864(SB)/8, $0xbb8cd6f2bc91718f
+DATA constants<>+2872(SB)/8, $0xb99025fbba9b3eb7
+DATA constants<>+2880(SB)/8, $0x3f2d73453f716748
+DATA constants<>+2888(SB)/8, $0x3d13bbf03e3388df
+DATA constants<>+2896(SB)/8, $0x3b0cfdca3c1218b0
+DATA constants<>+2904(SB)/8, $0x391028853a1b4a7f
+DATA constants<>+2912(SB)/8, $0x422c0000422c0000
+DATA constants<>+2920(SB)/8, $0x422c0000422c0000
+DATA constants<>+2928(SB)/8, $0x422c0000422c0000
+DATA constants<>+2936(SB)/8, $0x422c0000422c0000
+DATA constants<>+2944(SB)/8, $0xe0800000e0800000
+DATA constants<>+2952(SB)/8, $0xe0800000e0800000
+DATA constants<>+2960(SB)/8, $0xe0800000e0800000
+DATA constants<>+2968(SB)/8, $0xe0800000e0800000
+DATA constants<>+2976(SB)/8, $0xe1000000e1000000
+DATA constants<>+2984(SB)/8, $0xe1000000e1000000
+DATA constants<>+2992(SB)/8, $0xe1000000e1000000
+DATA constants<>+3000(SB)/8, $0xe1000000e1000000
+DATA constants<>+3008(SB)/8, $0x3f1252d700000000
+DATA constants<>+3016(SB)/8, $0x400b394d3fbceb61
+DATA constants<>+3024(SB)/8, $0x4064f2e54036ef72
+DATA constants<>+3032(SB)/8, $0x40a41fd2408dcfd1
+DATA constants<>+3040(SB)/8, $0xb84f677ebafe31a0
+DATA constants<>+3048(SB)/8, $0x398dc9fc3a889fc8
+DATA constants<>+3056(SB)/8, $0xb8de41b1b8df8453
+DATA constants<>+3064(SB)/8, $0xb78ab645b84c1c7e
+DATA constants<>+3072(SB)/8, $0xbbae88a4b89c2205
+DATA constants<>+3080(SB)/8, $0x3a6c0d34bae9bdc3
+DATA constants<>+3088(SB)/8, $0x39fe88603a83122c
+DATA constants<>+3096(SB)/8, $0x3789434e38f8ba8d
+DATA constants<>+3104(SB)/8, $0x3c44f5e43caac981
+DATA constants<>+3112(SB)/8, $0xbbf6e383bbe8429e
+DATA constants<>+3120(SB)/8, $0xba988e41bb7ab45a
+DATA constants<>+3128(SB)/8, $0x395a68a236015478
+DATA constants<>+3136(SB)/8, $0x3d260369b59fdb68
+DATA constants<>+3144(SB)/8, $0x3cb015be3d34caae
+DATA constants<>+3152(SB)/8, $0xba47ad413bc30e12
+DATA constants<>+3160(SB)/8, $0xbafdb4e2bb176780
+DATA constants<>+3168(SB)/8, $0xbe5965b4be7ffffe
+DATA constants<>+3176(SB)/8, $0xbc4950c6bda66bf4
+DATA constants<>+3184(SB)/8, $0x3c95d0eb3c666d29
+DATA constants<>+3192(SB)/8, $0x3c1324723c5d7f2d
+DATA constants<>+3200(SB)/8, $0x3e6a8a1d3f000000
+DATA constants<>+3208(SB)/8, $0xbdc727b5bd196eb6
+DATA constants<>+3216(SB)/8, $0xbd8a1aaabdbd3eb9
+DATA constants<>+3224(SB)/8, $0xbcc5b527bd22b96d
+DATA constants<>+3232(SB)/8, $0x3e53378e00000000
+DATA constants<>+3240(SB)/8, $0x3e632d753e8c9692
+DATA constants<>+3248(SB)/8, $0x3dc734e23e1eca1b
+DATA constants<>+3256(SB)/8, $0x3cf766b83d5561ff
+DATA constants<>+3264(SB)/8, $0xfffff000fffff000
+DATA constants<>+3272(SB)/8, $0xfffff000fffff000
+DATA constants<>+3280(SB)/8, $0xfffff000fffff000
+DATA constants<>+3288(SB)/8, $0xfffff000fffff000
+DATA constants<>+3296(SB)/8, $0x3f0783153e03bff3
+DATA constants<>+3304(SB)/8, $0x400029003fb5978c
+DATA constants<>+3312(SB)/8, $0x405e16324043580a
+DATA constants<>+3320(SB)/8, $0x40a3deaf408c3296
+DATA constants<>+3328(SB)/8, $0x3b6c82553b06d7fa
+DATA constants<>+3336(SB)/8, $0xba818c2eba0c56d6
+DATA constants<>+3344(SB)/8, $0x38a9a857b91f7f03
+DATA constants<>+3352(SB)/8, $0x37f3211d3887378e
+DATA constants<>+3360(SB)/8, $0xbb89e021bc438e5a
+DATA constants<>+3368(SB)/8, $0x3b2454713bce1496
+DATA constants<>+3376(SB)/8, $0xba336340ba54f477
+DATA constants<>+3384(SB)/8, $0xb8a68d29b9877564
+DATA constants<>+3392(SB)/8, $0xbccfd6d8bc01f094
+DATA constants<>+3400(SB)/8, $0x3b3fe75fbc2e0c62
+DATA constants<>+3408(SB)/8, $0x3b3534183b8db335
+DATA constants<>+3416(SB)/8, $0x38b62cf93a2e0aec
+DATA constants<>+3424(SB)/8, $0x3d574c263da676bd
+DATA constants<>+3432(SB)/8, $0xbd0655c0bcd5e39a
+DATA constants<>+3440(SB)/8, $0xbbbcea1abc3f2098
+DATA constants<>+3448(SB)/8, $0x3a5966f1b8ffb38f
+DATA constants<>+3456(SB)/8, $0x3debe51b3d02aa2e
+DATA constants<>+3464(SB)/8, $0x3da592803e0c6293
+DATA constants<>+3472(SB)/8, $0xba2086a03c247f4a
+DATA constants<>+3480(SB)/8, $0xbbbeeefabbe2d603
+DATA constants<>+3488(SB)/8, $0xbede84dfbefde3cd
+DATA constants<>+3496(SB)/8, $0xbd4b651dbe363964
+DATA constants<>+3504(SB)/8, $0x3d171d493d09165a
+DATA constants<>+3512(SB)/8, $0x3c93e6773ce33915
+DATA constants<>+3520(SB)/8, $0x3e7d1ed33edf2738
+DATA constants<>+3528(SB)/8, $0xbdba2e82bce30d37
+DATA constants<>+3536(SB)/8, $0xbd922d5dbdb0ea5f
+DATA constants<>+3544(SB)/8, $0xbcc6e16fbd28620f
+DATA constants<>+3552(SB)/8, $0x9f8000009f800000
+DATA constants<>+3560(SB)/8, $0x9f8000009f800000
+DATA constants<>+3568(SB)/8, $0x9f8000009f800000
+DATA constants<>+3576(SB)/8, $0x9f8000009f800000
+DATA constants<>+3584(SB)/8, $0x418ccccd418ccccd
+DATA constants<>+3592(SB)/8, $0x418ccccd418ccccd
+DATA constants<>+3600(SB)/8, $0x418ccccd418ccccd
+DATA constants<>+3608(SB)/8, $0x418ccccd418ccccd
+DATA constants<>+3616(SB)/8, $0x3f59999a3f59999a
+DATA constants<>+3624(SB)/8, $0x3f59999a3f59999a
+DATA constants<>+3632(SB)/8, $0x3f59999a3f59999a
+DATA constants<>+3640(SB)/8, $0x3f59999a3f59999a
+DATA constants<>+3648(SB)/8, $0x403636ec3fccdc04
+DATA constants<>+3656(SB)/8, $0x40dc7768408f2950
+DATA constants<>+3664(SB)/8, $0x416121214120f7a0
+DATA constants<>+3672(SB)/8, $0x3f6e699400000000
+DATA constants<>+3680(SB)/8, $0x373171753810ef4f
+DATA constants<>+3688(SB)/8, $0x343eeab535fb83de
+DATA constants<>+3696(SB)/8, $0x2e69f32031cce89f
+DATA constants<>+3704(SB)/8, $0x38b2964339241e71
+DATA constants<>+3712(SB)/8, $0xb8aa1c7fb992ed3f
+DATA constants<>+3720(SB)/8, $0xb5c49d5ab7883642
+DATA constants<>+3728(SB)/8, $0xb066c967b38abeb9
+DATA constants<>+3736(SB)/8, $0xba0f6fddbab231e3
+DATA constants<>+3744(SB)/8, $0x39fdaa0a3adca258
+DATA constants<>+3752(SB)/8, $0x370f408f38c8d142
+DATA constants<>+3760(SB)/8, $0x31da80f834c99c66
+DATA constants<>+3768(SB)/8, $0x3b5728513c085f06
+DATA constants<>+3776(SB)/8, $0xbb1e68adbc09c4a7
+DATA constants<>+3784(SB)/8, $0xb831d578b9f90b5b
+DATA constants<>+3792(SB)/8, $0xb30c8c49b5ee43a5
+DATA constants<>+3800(SB)/8, $0xbc868000bd2aa90c
+DATA constants<>+3808(SB)/8, $0x3c1e694c3d09c379
+DATA constants<>+3816(SB)/8, $0x3931f03b3af91347
+DATA constants<>+3824(SB)/8, $0x340b225336edb659
+DATA constants<>+3832(SB)/8, $0x3d867fe63e2aaaa5
+DATA constants<>+3840(SB)/8, $0xbced9e2fbdcea562
+DATA constants<>+3848(SB)/8, $0xba057a78bbbad7e0
+DATA constants<>+3856(SB)/8, $0xb4cfe749b7b33f73
+DATA constants<>+3864(SB)/8, $0xbe49bfd6bf000000
+DATA constants<>+3872(SB)/8, $0x3d6d9e303e4ea564
+DATA constants<>+3880(SB)/8, $0x3a857a233c3ad7f3
+DATA constants<>+3888(SB)/8, $0x354ff2b738335487
+DATA constants<>+3896(SB)/8, $0x3ec9bfd6ae925b30
+DATA constants<>+3904(SB)/8, $0x3f71261d3f4c56a7
+DATA constants<>+3912(SB)/8, $0x3f7fbd433f7d14a1
+DATA constants<>+3920(SB)/8, $0x3f7ffff33f7ffd33
+DATA constants<>+3928(SB)/8, $0x3f1b201500000000
+DATA constants<>+3936(SB)/8, $0x3f19999a3f19999a
+DATA constants<>+3944(SB)/8, $0x3f19999a3f19999a
+DATA constants<>+3952(SB)/8, $0x3f19999a3f19999a
+DATA constants<>+3960(SB)/8, $0x3f19999a3f19999a
+DATA constants<>+3968(SB)/8, $0x3f45a2d23e03d38b
+DATA constants<>+3976(SB)/8, $0x400fb1393fbca2ad
+DATA constants<>+3984(SB)/8, $0x40684ca4403afab9
+DATA constants<>+3992(SB)/8, $0x40a301aa408d7d50
+DATA constants<>+4000(SB)/8, $0x3a2ef8363a9abc4b
+DATA constants<>+4008(SB)/8, $0x3929598b39ac51c3
+DATA constants<>+4016(SB)/8, $0x3823b64238a74780
+DATA constants<>+4024(SB)/8, $0x371c133137a264e6
+DATA constants<>+4032(SB)/8, $0xbb7da850bbf088b4
+DATA constants<>+4040(SB)/8, $0xba67939bbafb8b43
+DATA constants<>+4048(SB)/8, $0xb9688f1fb9ebfdf7
+DATA constants<>+4056(SB)/8, $0xb856b518b8d0bc0b
+DATA constants<>+4064(SB)/8, $0x3c9db2033d1610e3
+DATA constants<>+4072(SB)/8, $0x3b908cab3c1c5b6e
+DATA constants<>+4080(SB)/8, $0x3a90d31c3b13019b
+DATA constants<>+4088(SB)/8, $0x3985f2953a033379
+DATA constants<>+4096(SB)/8, $0xbd9db87ebe160d08
+DATA constants<>+4104(SB)/8, $0xbc90994ebd1c60a8
+DATA constants<>+4112(SB)/8, $0xbb90dc09bc130bb1
+DATA constants<>+4120(SB)/8, $0xba85fe45bb033f09
+DATA constants<>+4128(SB)/8, $0x3e6c95df3ee1139a
+DATA constants<>+4136(SB)/8, $0x3d58e5ed3dea9224
+DATA constants<>+4144(SB)/8, $0x3c594a6c3cdc91da
+DATA constants<>+4152(SB)/8, $0x3b48fd733bc4dd39
+DATA constants<>+4160(SB)/8, $0xbeec95d9bf61139c
+DATA constants<>+4168(SB)/8, $0xbdd8e5e3be6a921f
+DATA constants<>+4176(SB)/8, $0xbcd94a64bd5c91d1
+DATA constants<>+4184(SB)/8, $0xbbc8fd69bc44dd34
+DATA constants<>+4192(SB)/8, $0x3eec95d83f61139c
+DATA constants<>+4200(SB)/8, $0x3dd8e5e33e6a921e
+DATA constants<>+4208(SB)/8, $0x3cd94a643d5c91d1
+DATA constants<>+4216(SB)/8, $0x3bc8fd693c44dd35
+DATA constants<>+4224(SB)/8, $0xc3480000c3480000
+DATA constants<>+4232(SB)/8, $0xc3480000c3480000
+DATA constants<>+4240(SB)/8, $0xc3480000c3480000
+DATA constants<>+4248(SB)/8, $0xc3480000c3480000
+DATA constants<>+4256(SB)/8, $0x3ff71547652b82fe
+DATA constants<>+4264(SB)/8, $0x3ff71547652b82fe
+DATA constants<>+4272(SB)/8, $0x3ff71547652b82fe
+DATA constants<>+4280(SB)/8, $0x3ff71547652b82fe
+DATA constants<>+4288(SB)/8, $0x4338000000000000
+DATA constants<>+4296(SB)/8, $0x4338000000000000
+DATA constants<>+4304(SB)/8, $0x4338000000000000
+DATA constants<>+4312(SB)/8, $0x4338000000000000
+DATA constants<>+4320(SB)/8, $0x403154b481dda9bb
+DATA constants<>+4328(SB)/8, $0x403154b481dda9bb
+DATA constants<>+4336(SB)/8, $0x403154b481dda9bb
+DATA constants<>+4344(SB)/8, $0x403154b481dda9bb
+DATA constants<>+4352(SB)/8, $0x40768cc0c7dd1818
+DATA constants<>+4360(SB)/8, $0x40768cc0c7dd1818
+DATA constants<>+4368(SB)/8, $0x40768cc0c7dd1818
+DATA constants<>+4376(SB)/8, $0x40768cc0c7dd1818
+DATA constants<>+4384(SB)/8, $0x405f42bc28bd824e
+DATA constants<>+4392(SB)/8, $0x405f42bc28bd824e
+DATA constants<>+4400(SB)/8, $0x405f42bc28bd824e
+DATA constants<>+4408(SB)/8, $0x405f42bc28bd824e
+DATA constants<>+4416(SB)/8, $0x3f33ee973e0b5dae
+DATA constants<>+4424(SB)/8, $0x400b06ce3fc7848a
+DATA constants<>+4432(SB)/8, $0x406b17e6403d4ab0
+DATA constants<>+4440(SB)/8, $0x40a2b741408cad15
+DATA constants<>+4448(SB)/8, $0x38932ad53935a420
+DATA constants<>+4456(SB)/8, $0xb8ccb14db929ca14
+DATA constants<>+4464(SB)/8, $0x3731aac7b77c71b4
+DATA constants<>+4472(SB)/8, $0x36f52fa3373b9ba2
+DATA constants<>+4480(SB)/8, $0x3a8502ba39aaaf99
+DATA constants<>+4488(SB)/8, $0x388beb8e3a147982
+DATA constants<>+4496(SB)/8, $0xb90e68ebb920a962
+DATA constants<>+4504(SB)/8, $0xb8441492b8afdd6f
+DATA constants<>+4512(SB)/8, $0xbb46f0e7bba77454
+DATA constants<>+4520(SB)/8, $0x3ae141463a58e9b4
+DATA constants<>+4528(SB)/8, $0x3a6195d23ab83b8a
+DATA constants<>+4536(SB)/8, $0x3980a2df39f3bf40
+DATA constants<>+4544(SB)/8, $0xbc4c32ebbb38c394
+DATA constants<>+4552(SB)/8, $0xbc476d49bc7fd297
+DATA constants<>+4560(SB)/8, $0xbb7ab71dbbe70678
+DATA constants<>+4568(SB)/8, $0xba83e9ccbb0029ed
+DATA constants<>+4576(SB)/8, $0x3de2d0b53dfed176
+DATA constants<>+4584(SB)/8, $0x3d3c05e23d930f17
+DATA constants<>+4592(SB)/8, $0x3c45d5993cc040ba
+DATA constants<>+4600(SB)/8, $0x3b4856123bc50b95
+DATA constants<>+4608(SB)/8, $0xbea9903ebeee9b29
+DATA constants<>+4616(SB)/8, $0xbdd17122be320022
+DATA constants<>+4624(SB)/8, $0xbccadb96bd4a3d0a
+DATA constants<>+4632(SB)/8, $0xbbc9937fbc477949
+DATA constants<>+4640(SB)/8, $0x3ecdf22a3f209e02
+DATA constants<>+4648(SB)/8, $0x3ddcf14b3e438933
+DATA constants<>+4656(SB)/8, $0x3ccd69643d4f66df
+DATA constants<>+4664(SB)/8, $0x3bca32df3c48b2b0
+DATA constants<>+4672(SB)/8, $0x9f136fb29f136fb2
+DATA constants<>+4680(SB)/8, $0x9f136fb29f136fb2
+DATA constants<>+4688(SB)/8, $0x9f136fb29f136fb2
+DATA constants<>+4696(SB)/8, $0x9f136fb29f136fb2
+DATA constants<>+4704(SB)/8, $0x3f5e40363f5e4036
+DATA constants<>+4712(SB)/8, $0x3f5e40363f5e4036
+DATA constants<>+4720(SB)/8, $0x3f5e40363f5e4036
+DATA constants<>+4728(SB)/8, $0x3f5e40363f5e4036
+DATA constants<>+4736(SB)/8, $0xbf000000bf000000
+DATA constants<>+4744(SB)/8, $0xbf000000bf000000
+DATA constants<>+4752(SB)/8, $0xbf000000bf000000
+DATA constants<>+4760(SB)/8, $0xbf000000bf000000
+DATA constants<>+4768(SB)/8, $0x407f5c29407f5c29
+DATA constants<>+4776(SB)/8, $0x407f5c29407f5c29
+DATA constants<>+4784(SB)/8, $0x407f5c29407f5c29
+DATA constants<>+4792(SB)/8, $0x407f5c29407f5c29
+DATA constants<>+4800(SB)/8, $0x3f42d93fbdf5ad6b
+DATA constants<>+4808(SB)/8, $0x4035d4553fe47922
+DATA constants<>+4816(SB)/8, $0xc046d0fcc082cee7
+DATA constants<>+4824(SB)/8, $0xbf8a18c9c0077a8c
+DATA constants<>+4832(SB)/8, $0x3a7f993cba970bde
+DATA constants<>+4840(SB)/8, $0xb78bb65db966eb75
+DATA constants<>+4848(SB)/8, $0xb793eff7b525669e
+DATA constants<>+4856(SB)/8, $0x39f362ebb889ab59
+DATA constants<>+4864(SB)/8, $0xbb3cc08e3add9a0a
+DATA constants<>+4872(SB)/8, $0xb850723d3a8ecdc0
+DATA constants<>+4880(SB)/8, $0xb7c13e3437349b47
+DATA constants<>+4888(SB)/8, $0x393bd141b9998d8a
+DATA constants<>+4896(SB)/8, $0xbad08f693be2e4da
+DATA constants<>+4904(SB)/8, $0x3a18c90ebaf029e8
+DATA constants<>+4912(SB)/8, $0x38eff38138d71ba8
+DATA constants<>+4920(SB)/8, $0xbb397dffba2312f3
+DATA constants<>+4928(SB)/8, $0x3c9064d3bb9d55ee
+DATA constants<>+4936(SB)/8, $0xbb1942d9bb1b27aa
+DATA constants<>+4944(SB)/8, $0x3a9e2d7f3a1eb592
+DATA constants<>+4952(SB)/8, $0xbc1385413a1d5d6e
+DATA constants<>+4960(SB)/8, $0xbc1c8880bd36b5d1
+DATA constants<>+4968(SB)/8, $0x3bc44d483ca46223
+DATA constants<>+4976(SB)/8, $0x3bc8fdb03b2af688
+DATA constants<>+4984(SB)/8, $0xbb074aab3c31ae8d
+DATA constants<>+4992(SB)/8, $0xbdb9394f39b3950a
+DATA constants<>+5000(SB)/8, $0xbc2a9a94bd508236
+DATA constants<>+5008(SB)/8, $0x3ca6f9e43c04d3ab
+DATA constants<>+5016(SB)/8, $0x3d8fb5a53d3ca39c
+DATA constants<>+5024(SB)/8, $0x3e6953b13ea4cc0c
+DATA constants<>+5032(SB)/8, $0x3c3b28063d8b0a59
+DATA constants<>+5040(SB)/8, $0x3d2f22b03c872174
+DATA constants<>+5048(SB)/8, $0x3e6ec46b3dd946cf
+DATA constants<>+5056(SB)/8, $0x3f50df1d3f0fbbf2
+DATA constants<>+5064(SB)/8, $0x3f7e72a33f75a467
+DATA constants<>+5072(SB)/8, $0x3d3339f73c884877
+DATA constants<>+5080(SB)/8, $0x3e91b3993de7d921
+DATA constants<>+5088(SB)/8, $0x407f5c2a407f5c2a
+DATA constants<>+5096(SB)/8, $0x407f5c2a407f5c2a
+DATA constants<>+5104(SB)/8, $0x407f5c2a407f5c2a
+DATA constants<>+5112(SB)/8, $0x407f5c2a407f5c2a
+DATA constants<>+5120(SB)/8, $0xc2dc0000c2dc0000
+DATA constants<>+5128(SB)/8, $0xc2dc0000c2dc0000
+DATA constants<>+5136(SB)/8, $0xc2dc0000c2dc0000
+DATA constants<>+5144(SB)/8, $0xc2dc0000c2dc0000
+DATA constants<>+5152(SB)/8, $0x4220000042200000
+DATA constants<>+5160(SB)/8, $0x4220000042200000
+DATA constants<>+5168(SB)/8, $0x4220000042200000
+DATA constants<>+5176(SB)/8, $0x4220000042200000
+DATA constants<>+5184(SB)/8, $0x3f8f8f8dbe9988c2
+DATA constants<>+5192(SB)/8, $0x403a422a4011ed3b
+DATA constants<>+5200(SB)/8, $0xc052b5ebc082e3e2
+DATA constants<>+5208(SB)/8, $0xbf659c40c0061d1e
+DATA constants<>+5216(SB)/8, $0x3bf88fcbbc134d12
+DATA constants<>+5224(SB)/8, $0x393e820abaf07546
+DATA constants<>+5232(SB)/8, $0xb7ebefbe3766207c
+DATA constants<>+5240(SB)/8, $0x3b3a3c79ba1302a3
+DATA constants<>+5248(SB)/8, $0x3b9154023cc20016
+DATA constants<>+5256(SB)/8, $0xba70ab8abab27407
+DATA constants<>+5264(SB)/8, $0x393ee6a138ab5ac8
+DATA constants<>+5272(SB)/8, $0x3afc0deaba964b4d
+DATA constants<>+5280(SB)/8, $0xbd0a98c33cac3846
+DATA constants<>+5288(SB)/8, $0x3b154a393bc50fe1
+DATA constants<>+5296(SB)/8, $0x3a6f764e39b55b05
+DATA constants<>+5304(SB)/8, $0xbc9225c8b91762ff
+DATA constants<>+5312(SB)/8, $0x3ccb6b98bd6819c2
+DATA constants<>+5320(SB)/8, $0xbb24587cbc83c6be
+DATA constants<>+5328(SB)/8, $0x3b5aaa363a737fe5
+DATA constants<>+5336(SB)/8, $0xbd3e579d3c1ce59b
+DATA constants<>+5344(SB)/8, $0x3dc2574bbe1413eb
+DATA constants<>+5352(SB)/8, $0xbb60d0f83c8dd877
+DATA constants<>+5360(SB)/8, $0x3bdc44853a09ea2a
+DATA constants<>+5368(SB)/8, $0x3b3756303d20349d
+DATA constants<>+5376(SB)/8, $0xbe674dba3dd62989
+DATA constants<>+5384(SB)/8, $0x3c9d2e4d3c3c731a
+DATA constants<>+5392(SB)/8, $0xba078de9bbfb75e1
+DATA constants<>+5400(SB)/8, $0x3e684f943d92fb91
+DATA constants<>+5408(SB)/8, $0x3e00cb003f1f0ab7
+DATA constants<>+5416(SB)/8, $0xbd09b4ddbd6952ca
+DATA constants<>+5424(SB)/8, $0xbd2ae195bd0830b4
+DATA constants<>+5432(SB)/8, $0x3ecada303ca59223
+DATA constants<>+5440(SB)/8, $0x3f88ae9e3ed132cd
+DATA constants<>+5448(SB)/8, $0x3f83117d3f86c711
+DATA constants<>+5456(SB)/8, $0xbda6990ebd4fb33b
+DATA constants<>+5464(SB)/8, $0x3dc7ffb9bde34731
+DATA constants<>+5472(SB)/8, $0x4010000000000000
+DATA constants<>+5480(SB)/8, $0x4010000000000000
+DATA constants<>+5488(SB)/8, $0x4010000000000000
+DATA constants<>+5496(SB)/8, $0x4010000000000000
+DATA constants<>+5504(SB)/8, $0x408b851f408b851f
+DATA constants<>+5512(SB)/8, $0x408b851f408b851f
+DATA constants<>+5520(SB)/8, $0x408b851f408b851f
+DATA constants<>+5528(SB)/8, $0x408b851f408b851f
+DATA constants<>+5536(SB)/8, $0x4020000040200000
+DATA constants<>+5544(SB)/8, $0x4020000040200000
+DATA constants<>+5552(SB)/8, $0x4020000040200000
+DATA constants<>+5560(SB)/8, $0x4020000040200000
+DATA constants<>+5568(SB)/8, $0x4c4000004c400000
+DATA constants<>+5576(SB)/8, $0x4c4000004c400000
+DATA constants<>+5584(SB)/8, $0x4c4000004c400000
+DATA constants<>+5592(SB)/8, $0x4c4000004c400000
+DATA constants<>+5600(SB)/8, $0x3f9ce2cb00000000
+DATA constants<>+5608(SB)/8, $0x402153533ff79e21
+DATA constants<>+5616(SB)/8, $0x4059a668403bdc7b
+DATA constants<>+5624(SB)/8, $0x408864ce40726652
+DATA constants<>+5632(SB)/8, $0x3a3476123b17a003
+DATA constants<>+5640(SB)/8, $0x37ca3cfabac1490e
+DATA constants<>+5648(SB)/8, $0x391f60a139c796c3
+DATA constants<>+5656(SB)/8, $0xb7e3ce1536fc1431
+DATA constants<>+5664(SB)/8, $0x3be45bb8bc426f00
+DATA constants<>+5672(SB)/8, $0xbafe4b5038d37fdd
+DATA constants<>+5680(SB)/8, $0xb831d5d6ba78758c
+DATA constants<>+5688(SB)/8, $0x38d5e4b23924c80f
+DATA constants<>+5696(SB)/8, $0xbbef14ec3a4f4bcd
+DATA constants<>+5704(SB)/8, $0x3b84424a3c14e2c7
+DATA constants<>+5712(SB)/8, $0xba5ff39439aedd60
+DATA constants<>+5720(SB)/8, $0xb97a00b9ba271a12
+DATA constants<>+5728(SB)/8, $0xbd08f54f3d87d260
+DATA constants<>+5736(SB)/8, $0xb8962d3abcabb371
+DATA constants<>+5744(SB)/8, $0x3b3e9eee3b8369ff
+DATA constants<>+5752(SB)/8, $0x39cca6ff3ab6d9d7
+DATA constants<>+5760(SB)/8, $0x3dc4b4a6379226e5
+DATA constants<>+5768(SB)/8, $0xbc86d0083ba729b3
+DATA constants<>+5776(SB)/8, $0xbbacadc6bc46ac5c
+DATA constants<>+5784(SB)/8, $0xb9eef0e5bb030404
+DATA constants<>+5792(SB)/8, $0xbd3fdf27becc423e
+DATA constants<>+5800(SB)/8, $0x3d1461673d5b256d
+DATA constants<>+5808(SB)/8, $0x3bc099353c91830b
+DATA constants<>+5816(SB)/8, $0x39bfeb583af7accd
+DATA constants<>+5824(SB)/8, $0xbdf6e3653f000000
+DATA constants<>+5832(SB)/8, $0xbd13d279bdbcfe6b
+DATA constants<>+5840(SB)/8, $0xbb7be1dabc66efad
+DATA constants<>+5848(SB)/8, $0xb93fc801ba8e0044
+DATA constants<>+5856(SB)/8, $0x3e0a430f00000000
+DATA constants<>+5864(SB)/8, $0x3c71d84c3d522d9a
+DATA constants<>+5872(SB)/8, $0x3a95c1ad3ba03d62
+DATA constants<>+5880(SB)/8, $0x3834db0e399716aa
+DATA constants<>+5888(SB)/8, $0x408b8520408b8520
+DATA constants<>+5896(SB)/8, $0x408b8520408b8520
+DATA constants<>+5904(SB)/8, $0x408b8520408b8520
+DATA constants<>+5912(SB)/8, $0x408b8520408b8520
+DATA constants<>+5920(SB)/8, $0x4170000041700000
+DATA constants<>+5928(SB)/8, $0x4170000041700000
+DATA constants<>+5936(SB)/8, $0x4170000041700000
+DATA constants<>+5944(SB)/8, $0x4170000041700000
+DATA constants<>+5952(SB)/8, $0xbfe71547652b82fe
+DATA constants<>+5960(SB)/8, $0xbfe71547652b82fe
+DATA constants<>+5968(SB)/8, $0xbfe71547652b82fe
+DATA constants<>+5976(SB)/8, $0xbfe71547652b82fe
+DATA constants<>+5984(SB)/8, $0x3fd98857268d71f6
+DATA constants<>+5992(SB)/8, $0x3fd98857268d71f6
+DATA constants<>+6000(SB)/8, $0x3fd98857268d71f6
+DATA constants<>+6008(SB)/8, $0x3fd98857268d71f6
+DATA constants<>+6016(SB)/8, $0x400f6a514edd5507
+DATA constants<>+6024(SB)/8, $0x400f6a514edd5507
+DATA constants<>+6032(SB)/8, $0x400f6a514edd5507
+DATA constants<>+6040(SB)/8, $0x400f6a514edd5507
+DATA constants<>+6048(SB)/8, $0x4031abe6d5b3cb3b
+DATA constants<>+6056(SB)/8, $0x4031abe6d5b3cb3b
+DATA constants<>+6064(SB)/8, $0x4031abe6d5b3cb3b
+DATA constants<>+6072(SB)/8, $0x4031abe6d5b3cb3b
+DATA constants<>+6080(SB)/8, $0x4045191bb9f9f929
+DATA constants<>+6088(SB)/8, $0x4045191bb9f9f929
+DATA constants<>+6096(SB)/8, $0x4045191bb9f9f929
+DATA constants<>+6104(SB)/8, $0x4045191bb9f9f929
+DATA constants<>+6112(SB)/8, $0x404803a230c6b03a
+DATA constants<>+6120(SB)/8, $0x404803a230c6b03a
+DATA constants<>+6128(SB)/8, $0x404803a230c6b03a
+DATA constants<>+6136(SB)/8, $0x404803a230c6b03a
+DATA constants<>+6144(SB)/8, $0x4023b013749335d1
+DATA constants<>+6152(SB)/8, $0x4023b013749335d1
+DATA constants<>+6160(SB)/8, $0x4023b013749335d1
+DATA constants<>+6168(SB)/8, $0x4023b013749335d1
+DATA constants<>+6176(SB)/8, $0x4046a4195585f62b
+DATA constants<>+6184(SB)/8, $0x4046a4195585f62b
+DATA constants<>+6192(SB)/8, $0x4046a4195585f62b
+DATA constants<>+6200(SB)/8, $0x4046a4195585f62b
+DATA constants<>+6208(SB)/8, $0x405cf3456aa0e171
+DATA constants<>+6216(SB)/8, $0x405cf3456aa0e171
+DATA constants<>+6224(SB)/8, $0x405cf3456aa0e171
+DATA constants<>+6232(SB)/8, $0x405cf3456aa0e171
+DATA constants<>+6240(SB)/8, $0x4064211b40f0ce36
+DATA constants<>+6248(SB)/8, $0x4064211b40f0ce36
+DATA constants<>+6256(SB)/8, $0x4064211b40f0ce36
+DATA constants<>+6264(SB)/8, $0x4064211b40f0ce36
+DATA constants<>+6272(SB)/8, $0x405803a22e3cd11a
+DATA constants<>+6280(SB)/8, $0x405803a22e3cd11a
+DATA constants<>+6288(SB)/8, $0x405803a22e3cd11a
+DATA constants<>+6296(SB)/8, $0x405803a22e3cd11a
+DATA constants<>+6304(SB)/8, $0x3f8b12c63e29c42a
+DATA constants<>+6312(SB)/8, $0x4023e1bb3ffe1261
+DATA constants<>+6320(SB)/8, $0x405b0a3e403be645
+DATA constants<>+6328(SB)/8, $0x4085bd3940724d88
+DATA constants<>+6336(SB)/8, $0xbbddb6953baf06e4
+DATA constants<>+6344(SB)/8, $0x3afd03023ae35f97
+DATA constants<>+6352(SB)/8, $0xba06d0afb9873139
+DATA constants<>+6360(SB)/8, $0xb6ec2e99b94bea46
+DATA constants<>+6368(SB)/8, $0x3b94d98b3c4404a3
+DATA constants<>+6376(SB)/8, $0x3aef5f5cbc0bd09c
+DATA constants<>+6384(SB)/8, $0x3a83d5d53b2de4a8
+DATA constants<>+6392(SB)/8, $0xb943a31038aa3e48
+DATA constants<>+6400(SB)/8, $0x3d227ecbbd5f96dd
+DATA constants<>+6408(SB)/8, $0xbc37b239bb037eee
+DATA constants<>+6416(SB)/8, $0xb8ad9da5bbb967c1
+DATA constants<>+6424(SB)/8, $0x3a3952453a78fbaf
+DATA constants<>+6432(SB)/8, $0xbd83610cbd45414a
+DATA constants<>+6440(SB)/8, $0x3c923e323d391649
+DATA constants<>+6448(SB)/8, $0xbb8c8f163ad8828f
+DATA constants<>+6456(SB)/8, $0xbac01d44bb5165ea
+DATA constants<>+6464(SB)/8, $0xbdd893883e7fc3fa
+DATA constants<>+6472(SB)/8, $0x3b33c0f5bd98fdaa
+DATA constants<>+6480(SB)/8, $0x3c3883b63c837191
+DATA constants<>+6488(SB)/8, $0x3b0326f83bb77b51
+DATA constants<>+6496(SB)/8, $0x3ead62a53e04affe
+DATA constants<>+6504(SB)/8, $0xbd4999763b593775
+DATA constants<>+6512(SB)/8, $0xbc76cbfdbd14e326
+DATA constants<>+6520(SB)/8, $0xbaed1098bbc55ad9
+DATA constants<>+6528(SB)/8, $0xbe398790bf46b3ac
+DATA constants<>+6536(SB)/8, $0x3d8c4f9f3ddd0b9b
+DATA constants<>+6544(SB)/8, $0x3c359d4a3d11557b
+DATA constants<>+6552(SB)/8, $0x3a824b3b3b78ddec
+DATA constants<>+6560(SB)/8, $0xbdd00db43ebce3c6
+DATA constants<>+6568(SB)/8, $0xbd084a9ebdb1e2b7
+DATA constants<>+6576(SB)/8, $0xbb6ba1a3bc6696b4
+DATA constants<>+6584(SB)/8, $0xb98529f8ba8ec097
+DATA constants<>+6592(SB)/8, $0x3fd9884533d43651
+DATA constants<>+6600(SB)/8, $0x3fd9884533d43651
+DATA constants<>+6608(SB)/8, $0x3fd9884533d43651
+DATA constants<>+6616(SB)/8, $0x3fd9884533d43651
+DATA constants<>+6624(SB)/8, $0x3fa85ff100000000
+DATA constants<>+6632(SB)/8, $0x401e389d3ff1f687
+DATA constants<>+6640(SB)/8, $0x405f95704041f707
+DATA constants<>+6648(SB)/8, $0x4087a5c24077bdf7
+DATA constants<>+6656(SB)/8, $0x3a13c07b3b1efca5
+DATA constants<>+6664(SB)/8, $0xb7cbfe26baadafb0
+DATA constants<>+6672(SB)/8, $0x3943bb1439a9a6a8
+DATA constants<>+6680(SB)/8, $0xb804eff637cb1f89
+DATA constants<>+6688(SB)/8, $0x3beed79abc47b160
+DATA constants<>+6696(SB)/8, $0xbae4186339fb0f4d
+DATA constants<>+6704(SB)/8, $0x3586f33cba50a0c7
+DATA constants<>+6712(SB)/8, $0x39077a93393bd7d9
+DATA constants<>+6720(SB)/8, $0xbb42936d3a59826f
+DATA constants<>+6728(SB)/8, $0x3b9914db3c0b5f8a
+DATA constants<>+6736(SB)/8, $0xba6bf88c38a86e06
+DATA constants<>+6744(SB)/8, $0xb9915f5bba26e394
+DATA constants<>+6752(SB)/8, $0xbd10ca5d3d887a7f
+DATA constants<>+6760(SB)/8, $0xbae1d0c9bcb9e23e
+DATA constants<>+6768(SB)/8, $0x3b3346dd3b86b66a
+DATA constants<>+6776(SB)/8, $0x39d168c43aa02917
+DATA constants<>+6784(SB)/8, $0x3daa0163379956f0
+DATA constants<>+6792(SB)/8, $0xbc84a9f33c21e2e3
+DATA constants<>+6800(SB)/8, $0xbb914129bc3606f8
+DATA constants<>+6808(SB)/8, $0xb9d15bafbac605f8
+DATA constants<>+6816(SB)/8, $0xbcbfac67becc423f
+DATA constants<>+6824(SB)/8, $0x3d21b5d23d55db8b
+DATA constants<>+6832(SB)/8, $0x3b8ee2cd3c731823
+DATA constants<>+6840(SB)/8, $0x398d20c23a9ef3a2
+DATA constants<>+6848(SB)/8, $0xbe01b3123f000000
+DATA constants<>+6856(SB)/8, $0xbd2448e3bdc84808
+DATA constants<>+6864(SB)/8, $0xbb227379bc2e5866
+DATA constants<>+6872(SB)/8, $0xb8e8edf5ba18a3a4
+DATA constants<>+6880(SB)/8, $0x3dfe341400000000
+DATA constants<>+6888(SB)/8, $0x3c8474ad3d634866
+DATA constants<>+6896(SB)/8, $0x3a25b5fa3b5807ee
+DATA constants<>+6904(SB)/8, $0x37b2f530390656b8
+DATA constants<>+6912(SB)/8, $0x4140000041400000
+DATA constants<>+6920(SB)/8, $0x4140000041400000
+DATA constants<>+6928(SB)/8, $0x4140000041400000
+DATA constants<>+6936(SB)/8, $0x4140000041400000
+DATA constants<>+6944(SB)/8, $0xc1400000c1400000
+DATA constants<>+6952(SB)/8, $0xc1400000c1400000
+DATA constants<>+6960(SB)/8, $0xc1400000c1400000
+DATA constants<>+6968(SB)/8, $0xc1400000c1400000
+DATA constants<>+6976(SB)/8, $0x3fba5a7cf7572a98
+DATA constants<>+6984(SB)/8, $0x3fba5a7cf7572a98
+DATA constants<>+6992(SB)/8, $0x3fba5a7cf7572a98
+DATA constants<>+7000(SB)/8, $0x3fba5a7cf7572a98
+DATA constants<>+7008(SB)/8, $0x40026aec21bce759
+DATA constants<>+7016(SB)/8, $0x40026aec21bce759
+DATA constants<>+7024(SB)/8, $0x40026aec21bce759
+DATA constants<>+7032(SB)/8, $0x40026aec21bce759
+DATA constants<>+7040(SB)/8, $0x3f9852dc3e29df64
+DATA constants<>+7048(SB)/8, $0x402237223ff20d37
+DATA constants<>+7056(SB)/8, $0x405ecffa403da8fc
+DATA constants<>+7064(SB)/8, $0x4087951140797260
+DATA constants<>+7072(SB)/8, $0xbbe876b83bb5f2d8
+DATA constants<>+7080(SB)/8, $0x3ac185233afe3a34
+DATA constants<>+7088(SB)/8, $0xb9e66af1382dfaee
+DATA constants<>+7096(SB)/8, $0xb8099296b990bb7f
+DATA constants<>+7104(SB)/8, $0xbae32d903c4e6c98
+DATA constants<>+7112(SB)/8, $0x3a53b323bc0b1daa
+DATA constants<>+7120(SB)/8, $0x3a8c51b13b13e334
+DATA constants<>+7128(SB)/8, $0xb972774e37174a8b
+DATA constants<>+7136(SB)/8, $0x3d2726d0bd643200
+DATA constants<>+7144(SB)/8, $0xbc2a35533b2ea9cb
+DATA constants<>+7152(SB)/8, $0xb8e991f6bbbabb97
+DATA constants<>+7160(SB)/8, $0x3a4c131e3a8d2386
+DATA constants<>+7168(SB)/8, $0xbd263705bd49bf2d
+DATA constants<>+7176(SB)/8, $0x3ca456613d2df4b1
+DATA constants<>+7184(SB)/8, $0xbb9340103b0da5f3
+DATA constants<>+7192(SB)/8, $0xbab6b7dfbb4715be
+DATA constants<>+7200(SB)/8, $0xbe0239803e805c43
+DATA constants<>+7208(SB)/8, $0xbac0f3e6bdb9a247
+DATA constants<>+7216(SB)/8, $0x3c36d6f43c83f2b0
+DATA constants<>+7224(SB)/8, $0x3ad2e4f73b954ef9
+DATA constants<>+7232(SB)/8, $0x3e9993143e056013
+DATA constants<>+7240(SB)/8, $0xbd4a25dd3cf14cba
+DATA constants<>+7248(SB)/8, $0xbc606db4bd160155
+DATA constants<>+7256(SB)/8, $0xba9e4dadbb882804
+DATA constants<>+7264(SB)/8, $0xbded100bbf46ab1f
+DATA constants<>+7272(SB)/8, $0x3d952bc73dd5f0fb
+DATA constants<>+7280(SB)/8, $0x3c1437663d0cd2ab
+DATA constants<>+7288(SB)/8, $0x3a0e69b43b0fcb44
+DATA constants<>+7296(SB)/8, $0xbdeeccd43ebcd9f9
+DATA constants<>+7304(SB)/8, $0xbd10e175bdc8221f
+DATA constants<>+7312(SB)/8, $0xbb29779abc5199b4
+DATA constants<>+7320(SB)/8, $0xb8eb3d8aba0885d8
+DATA constants<>+7328(SB)/8, $0x3fcb6676bf7450f0
+DATA constants<>+7336(SB)/8, $0x3fcb6676bf7450f0
+DATA constants<>+7344(SB)/8, $0x3fcb6676bf7450f0
+DATA constants<>+7352(SB)/8, $0x3fcb6676bf7450f0
+DATA constants<>+7360(SB)/8, $0x3ff9884533d43651
+DATA constants<>+7368(SB)/8, $0x3ff9884533d43651
+DATA constants<>+7376(SB)/8, $0x3ff9884533d43651
+DATA constants<>+7384(SB)/8, $0x3ff9884533d43651
+GLOBL constants<>(SB), RODATA|NOPTR, $7392

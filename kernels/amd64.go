@@ -135,6 +135,7 @@ func (l amd64) loadTail(dst vec, m mem)    { l.printf("VMASKMOVPS %s, Y15, Y%d",
 func (l amd64) storeTail(src vec, m mem)   { l.printf("VMASKMOVPS Y%d, Y15, %s", src, l.m(m)) }
 func (l amd64) storeStream(src vec, m mem) { l.printf("VMOVNTPS Y%d, %s", src, l.m(m)) }
 func (amd64) streams() bool                { return true }
+func (amd64) sharesConstants() bool        { return true }
 func (l amd64) fence()                     { l.printf("SFENCE") }
 func (l amd64) keepTail(v vec)             { l.printf("VANDPS Y15, Y%d, Y%d", v, v) }
 func (l amd64) elsewhere(dst, x vec)       { l.printf("VBLENDVPS Y15, Y%d, Y%d, Y%d", dst, x, dst) }
@@ -321,7 +322,7 @@ func (l amd64) ifNoneKept(v, _ vec, label string) { l.ifNone(v, label) }
 
 // ifSome compares with all ones, so that the carry flag says whether all lanes are.
 func (l amd64) ifSome(v vec, label string) {
-	l.printf("VTESTPS %s<>+%d(SB), Y%d", l.tableName(), l.entry64(math.MaxUint64), v)
+	l.printf("VTESTPS %s<>+%d(SB), Y%d", l.table.name, l.entry64(math.MaxUint64), v)
 	l.printf("JNE %s", label)
 }
 
@@ -440,7 +441,7 @@ func (l amd64) pieceIndex([]vec) {}
 func (l amd64) openRow(int)      {}
 
 func (l amd64) lookup(dst, index vec, off int) {
-	l.printf("VPERMPS %s<>+%d(SB), Y%d, Y%d", l.tableName(), off, index, dst)
+	l.printf("VPERMPS %s<>+%d(SB), Y%d, Y%d", l.table.name, off, index, dst)
 }
 
 func (l amd64) param(dst vec, field string) {
@@ -453,11 +454,11 @@ func (l amd64) param64(dst vec) {
 }
 
 func (l amd64) constant(dst vec, off int) {
-	l.printf("VMOVUPS %s<>+%d(SB), Y%d", l.tableName(), off, dst)
+	l.printf("VMOVUPS %s<>+%d(SB), Y%d", l.table.name, off, dst)
 }
 
 func (l amd64) opConstant(o op, dst, x vec, off int) {
-	l.printf("%s %s<>+%d(SB), Y%d, Y%d", amd64Ops[o], l.tableName(), off, x, dst)
+	l.printf("%s %s<>+%d(SB), Y%d, Y%d", amd64Ops[o], l.table.name, off, x, dst)
 }
 
 func (l amd64) blend(dst, mask, x, y vec) {

@@ -182,6 +182,7 @@ func (l arm64) store(src vec, m mem) {
 // Non-temporal stores are not used: no model of a processor shows a gain from the
 // non-temporal pair (STNP).
 func (arm64) streams() bool            { return false }
+func (arm64) sharesConstants() bool    { return false }
 func (arm64) storeStream(_ vec, _ mem) { panic("there are no non-temporal stores on arm64") }
 
 func (l arm64) fence() {}
@@ -289,7 +290,7 @@ func (l arm64) reduce(dst, dst2 mem, x, y pair) {
 	}
 }
 
-func (l arm64) pointTable() { l.printf("MOVD $%s<>(SB), %s", l.tableName(), arm64Addr) }
+func (l arm64) pointTable() { l.printf("MOVD $%s<>(SB), %s", l.table.name, arm64Addr) }
 
 func (l arm64) zero(dst vec) { l.use(eor, dst, dst, dst) }
 
@@ -594,7 +595,7 @@ func (l arm64) lookup(dst, index vec, _ int) { l.use(tbl, index, dst) }
 // tableFirst prints the instruction that loads the table's address before everything
 // printed so far, if the function has constants.
 func (l arm64) tableFirst() {
-	if l.table == nil {
+	if len(l.table.rows) == 0 {
 		return
 	}
 	rest := l.buf.String()

@@ -132,6 +132,9 @@ type lowering interface {
 	// used only if streams returns true.
 	storeStream(src vec, m mem)
 	streams() bool
+	// sharesConstants reports whether an instruction has any address of a constant, so that all functions share
+	// one table. Offsets from a register are short.
+	sharesConstants() bool
 	fence()               // orders the stores of storeStream before later stores
 	prefetch(m mem)       // into the first-level cache if the printer's toFirst is set
 	keepTail(v vec)       // the lanes after the tail become 0
@@ -266,7 +269,7 @@ type asm struct {
 
 // newAsm begins a function whose arguments have the type args.
 func newAsm(on target, name, args string) *asm {
-	p := &printer{name: name, args: args}
+	p := &printer{name: name, args: args, table: &constants{name: name + "Table"}}
 	return &asm{lowering: on(p), printer: p}
 }
 
@@ -408,6 +411,13 @@ func assembly(on target) string {
 	var text strings.Builder
 	l := on(&printer{})
 	text.WriteString(generated + constraint(l.arch()) + l.header())
+	shared := &constants{name: "constants", shared: true}
+	if own := on; l.sharesConstants() {
+		on = func(p *printer) lowering {
+			p.table = shared
+			return own(p)
+		}
+	}
 	kernels := make([]string, numIDs)
 	same := map[string]string{} // the symbol of a kernel, by its code
 	for _, v := range variants() {
@@ -449,6 +459,7 @@ func assembly(on target) string {
 	fmt.Fprintf(&text, "// func simdFence()\nTEXT ·simdFence(SB), NOSPLIT, $0-0\n%s", a.buf.String())
 	fmt.Fprintf(&text, "// In place of kernels that don't exist.\nTEXT %s(SB), NOSPLIT|NOFRAME, $0-0\n\tUNDEF\n", absent)
 	text.WriteString(l.subroutines(text.String()))
+	text.WriteString(shared.text())
 	return text.String()
 }
 

@@ -156,7 +156,7 @@ func (c *chans) untilUnusual(begin func(), body func(closely func(tests func()))
 	loop := c.buf.String()
 	c.buf.Reset()
 	c.buf.WriteString(before)
-	if c.table != nil {
+	if len(c.table.rows) > 0 {
 		c.pointTable()
 	}
 	c.buf.WriteString(loop)
@@ -208,7 +208,7 @@ func (c *chans) loopBy(channels int, body func()) {
 	loop := c.buf.String()
 	c.buf.Reset()
 	c.buf.WriteString(before)
-	if c.table != nil { // only now it is known
+	if len(c.table.rows) > 0 { // only now it is known
 		c.pointTable()
 	}
 	c.buf.WriteString(loop)

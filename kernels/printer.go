@@ -16,8 +16,8 @@ type printer struct {
 	maxRegs int    // number of registers; set by the lowering
 	toFirst bool   // prefetch into the first-level cache, not the second
 	held    bool   // a register holds the address of the arguments
-	table   []row  // constants of a function
-	saved   bool   // arm64: the mask of the tail is saved in the area
+	table   *constants
+	saved   bool // arm64: the mask of the tail is saved in the area
 	// arm64: the registers that hold flags
 	flagRegs [len(flagNames)]reg
 	vecs     int
@@ -78,32 +78,46 @@ func (p *printer) newLabel(name string) string {
 
 func (p *printer) label(l string) { fmt.Fprintf(&p.buf, "%s:\n", l) }
 
-func (p *printer) tableName() string { return p.name + "Table" }
+// constants are those of a function, or those of all functions of a file.
+type constants struct {
+	name   string
+	rows   []row
+	shared bool
+}
 
-// tableText returns the constants of a function.
-func (p *printer) tableText() string {
-	if p.table == nil {
+// row is a vector of constants.
+type row [vecBytes / 8]uint64
+
+// text returns the declaration of the constants.
+func (t *constants) text() string {
+	if len(t.rows) == 0 {
 		return ""
 	}
 	var text strings.Builder
-	for i, r := range p.table {
+	for i, r := range t.rows {
 		for j, v := range r {
-			fmt.Fprintf(&text, "DATA %s<>+%d(SB)/8, $%#016x\n", p.tableName(), vecBytes*i+8*j, v)
+			fmt.Fprintf(&text, "DATA %s<>+%d(SB)/8, $%#016x\n", t.name, vecBytes*i+8*j, v)
 		}
 	}
-	fmt.Fprintf(&text, "GLOBL %s<>(SB), RODATA|NOPTR, $%d\n", p.tableName(), vecBytes*len(p.table))
+	fmt.Fprintf(&text, "GLOBL %s<>(SB), RODATA|NOPTR, $%d\n", t.name, vecBytes*len(t.rows))
 	return text.String()
 }
 
-// row is a vector in the table of constants.
-type row [vecBytes / 8]uint64
+// tableText returns the constants of a function, if they are its own.
+func (p *printer) tableText() string {
+	if p.table.shared {
+		return ""
+	}
+	return p.table.text()
+}
 
 // entry returns the offset of a row in the table, after adding it if needed.
 func (p *printer) entry(r row) int {
-	i := slices.Index(p.table, r)
+	t := p.table
+	i := slices.Index(t.rows, r)
 	if i < 0 {
-		i = len(p.table)
-		p.table = append(p.table, r)
+		i = len(t.rows)
+		t.rows = append(t.rows, r)
 	}
 	return vecBytes * i
 }
