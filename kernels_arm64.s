@@ -19458,43 +19458,103 @@ DATA actMishValueTable<>+544(SB)/8, $0xffffffffffffffff
 DATA actMishValueTable<>+552(SB)/8, $0xffffffffffffffff
 DATA actMishValueTable<>+560(SB)/8, $0xffffffffffffffff
 DATA actMishValueTable<>+568(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+576(SB)/8, $0x7f8000007f800000
-DATA actMishValueTable<>+584(SB)/8, $0x7f8000007f800000
-DATA actMishValueTable<>+592(SB)/8, $0x7f8000007f800000
-DATA actMishValueTable<>+600(SB)/8, $0x7f8000007f800000
-DATA actMishValueTable<>+608(SB)/8, $0x7f8000017f800001
-DATA actMishValueTable<>+616(SB)/8, $0x7f8000017f800001
-DATA actMishValueTable<>+624(SB)/8, $0x7f8000017f800001
-DATA actMishValueTable<>+632(SB)/8, $0x7f8000017f800001
-DATA actMishValueTable<>+640(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+648(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+656(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+664(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+672(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+680(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+688(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+696(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+704(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+712(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+720(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+728(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+736(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+744(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+752(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+760(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+768(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+776(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+784(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+792(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+800(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+808(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+816(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+824(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+832(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+840(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+848(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+856(SB)/8, $0x405f42bc28bd824e
-GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $864
+DATA actMishValueTable<>+576(SB)/8, $0x42ae000042ae0000
+DATA actMishValueTable<>+584(SB)/8, $0x42ae000042ae0000
+DATA actMishValueTable<>+592(SB)/8, $0x42ae000042ae0000
+DATA actMishValueTable<>+600(SB)/8, $0x42ae000042ae0000
+DATA actMishValueTable<>+608(SB)/8, $0x7f8000007f800000
+DATA actMishValueTable<>+616(SB)/8, $0x7f8000007f800000
+DATA actMishValueTable<>+624(SB)/8, $0x7f8000007f800000
+DATA actMishValueTable<>+632(SB)/8, $0x7f8000007f800000
+DATA actMishValueTable<>+640(SB)/8, $0x7f8000017f800001
+DATA actMishValueTable<>+648(SB)/8, $0x7f8000017f800001
+DATA actMishValueTable<>+656(SB)/8, $0x7f8000017f800001
+DATA actMishValueTable<>+664(SB)/8, $0x7f8000017f800001
+DATA actMishValueTable<>+672(SB)/8, $0x42dc000042dc0000
+DATA actMishValueTable<>+680(SB)/8, $0x42dc000042dc0000
+DATA actMishValueTable<>+688(SB)/8, $0x42dc000042dc0000
+DATA actMishValueTable<>+696(SB)/8, $0x42dc000042dc0000
+DATA actMishValueTable<>+704(SB)/8, $0xc138aa3bc138aa3b
+DATA actMishValueTable<>+712(SB)/8, $0xc138aa3bc138aa3b
+DATA actMishValueTable<>+720(SB)/8, $0xc138aa3bc138aa3b
+DATA actMishValueTable<>+728(SB)/8, $0xc138aa3bc138aa3b
+DATA actMishValueTable<>+736(SB)/8, $0x3db170003db17000
+DATA actMishValueTable<>+744(SB)/8, $0x3db170003db17000
+DATA actMishValueTable<>+752(SB)/8, $0x3db170003db17000
+DATA actMishValueTable<>+760(SB)/8, $0x3db170003db17000
+DATA actMishValueTable<>+768(SB)/8, $0x3685fdf43685fdf4
+DATA actMishValueTable<>+776(SB)/8, $0x3685fdf43685fdf4
+DATA actMishValueTable<>+784(SB)/8, $0x3685fdf43685fdf4
+DATA actMishValueTable<>+792(SB)/8, $0x3685fdf43685fdf4
+DATA actMishValueTable<>+800(SB)/8, $0xb928f58300000000
+DATA actMishValueTable<>+808(SB)/8, $0x37e54670b955a498
+DATA actMishValueTable<>+816(SB)/8, $0xb914aa90b8e00620
+DATA actMishValueTable<>+824(SB)/8, $0xb758e8ddb8bdce0e
+DATA actMishValueTable<>+832(SB)/8, $0x5f7b90005f800000
+DATA actMishValueTable<>+840(SB)/8, $0x5f7600005f783000
+DATA actMishValueTable<>+848(SB)/8, $0x5f7560005f750000
+DATA actMishValueTable<>+856(SB)/8, $0x5f7ac0005f774000
+DATA actMishValueTable<>+864(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actMishValueTable<>+872(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actMishValueTable<>+880(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actMishValueTable<>+888(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actMishValueTable<>+896(SB)/8, $0x3f00044b3f00044b
+DATA actMishValueTable<>+904(SB)/8, $0x3f00044b3f00044b
+DATA actMishValueTable<>+912(SB)/8, $0x3f00044b3f00044b
+DATA actMishValueTable<>+920(SB)/8, $0x3f00044b3f00044b
+DATA actMishValueTable<>+928(SB)/8, $0x3f8000003f800000
+DATA actMishValueTable<>+936(SB)/8, $0x3f8000003f800000
+DATA actMishValueTable<>+944(SB)/8, $0x3f8000003f800000
+DATA actMishValueTable<>+952(SB)/8, $0x3f8000003f800000
+DATA actMishValueTable<>+960(SB)/8, $0x5080000050800000
+DATA actMishValueTable<>+968(SB)/8, $0x5080000050800000
+DATA actMishValueTable<>+976(SB)/8, $0x5080000050800000
+DATA actMishValueTable<>+984(SB)/8, $0x5080000050800000
+DATA actMishValueTable<>+992(SB)/8, $0x1f8000001f800000
+DATA actMishValueTable<>+1000(SB)/8, $0x1f8000001f800000
+DATA actMishValueTable<>+1008(SB)/8, $0x1f8000001f800000
+DATA actMishValueTable<>+1016(SB)/8, $0x1f8000001f800000
+DATA actMishValueTable<>+1024(SB)/8, $0x3e8000003e800000
+DATA actMishValueTable<>+1032(SB)/8, $0x3e8000003e800000
+DATA actMishValueTable<>+1040(SB)/8, $0x3e8000003e800000
+DATA actMishValueTable<>+1048(SB)/8, $0x3e8000003e800000
+DATA actMishValueTable<>+1056(SB)/8, $0x3f0000003f000000
+DATA actMishValueTable<>+1064(SB)/8, $0x3f0000003f000000
+DATA actMishValueTable<>+1072(SB)/8, $0x3f0000003f000000
+DATA actMishValueTable<>+1080(SB)/8, $0x3f0000003f000000
+DATA actMishValueTable<>+1088(SB)/8, $0xfffff000fffff000
+DATA actMishValueTable<>+1096(SB)/8, $0xfffff000fffff000
+DATA actMishValueTable<>+1104(SB)/8, $0xfffff000fffff000
+DATA actMishValueTable<>+1112(SB)/8, $0xfffff000fffff000
+DATA actMishValueTable<>+1120(SB)/8, $0x2080000020800000
+DATA actMishValueTable<>+1128(SB)/8, $0x2080000020800000
+DATA actMishValueTable<>+1136(SB)/8, $0x2080000020800000
+DATA actMishValueTable<>+1144(SB)/8, $0x2080000020800000
+DATA actMishValueTable<>+1152(SB)/8, $0xdf800000df800000
+DATA actMishValueTable<>+1160(SB)/8, $0xdf800000df800000
+DATA actMishValueTable<>+1168(SB)/8, $0xdf800000df800000
+DATA actMishValueTable<>+1176(SB)/8, $0xdf800000df800000
+DATA actMishValueTable<>+1184(SB)/8, $0xe0000000e0000000
+DATA actMishValueTable<>+1192(SB)/8, $0xe0000000e0000000
+DATA actMishValueTable<>+1200(SB)/8, $0xe0000000e0000000
+DATA actMishValueTable<>+1208(SB)/8, $0xe0000000e0000000
+DATA actMishValueTable<>+1216(SB)/8, $0x8000000080000000
+DATA actMishValueTable<>+1224(SB)/8, $0x8000000080000000
+DATA actMishValueTable<>+1232(SB)/8, $0x8000000080000000
+DATA actMishValueTable<>+1240(SB)/8, $0x8000000080000000
+DATA actMishValueTable<>+1248(SB)/8, $0x4080000040800000
+DATA actMishValueTable<>+1256(SB)/8, $0x4080000040800000
+DATA actMishValueTable<>+1264(SB)/8, $0x4080000040800000
+DATA actMishValueTable<>+1272(SB)/8, $0x4080000040800000
+DATA actMishValueTable<>+1280(SB)/8, $0x4000000040000000
+DATA actMishValueTable<>+1288(SB)/8, $0x4000000040000000
+DATA actMishValueTable<>+1296(SB)/8, $0x4000000040000000
+DATA actMishValueTable<>+1304(SB)/8, $0x4000000040000000
+DATA actMishValueTable<>+1312(SB)/8, $0x9f8000009f800000
+DATA actMishValueTable<>+1320(SB)/8, $0x9f8000009f800000
+DATA actMishValueTable<>+1328(SB)/8, $0x9f8000009f800000
+DATA actMishValueTable<>+1336(SB)/8, $0x9f8000009f800000
+GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $1344
 TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actMishValueTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -19723,13 +19783,18 @@ all4:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBNZ R15, mixed8
-	MOVD $3, R20
 	FLDPQ 576(R24), (F28, F29)
 	CMGT8(14, 11, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
-	CBZ R15, begin11
+	CBZ R15, pairs13
+	MOVD $3, R20
 	FLDPQ 608(R24), (F28, F29)
+	CMGT8(14, 11, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	FLDPQ 640(R24), (F28, F29)
 	CMGT8(13, 14, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
@@ -19750,68 +19815,100 @@ loop14:
 	VMOV V26.S[0], R15
 	CBZ R15, next15
 load6:
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 12, 13)
 vector7:
-	FLDPQ 640(R24), (F28, F29)
-	FMAX8(12, 14, 12)
 	FLDPQ 672(R24), (F28, F29)
-	FMIN8(12, 14, 13)
-	WIDEN(12, 2, 3)
-	WIDEN(13, 6, 7)
+	SMIN8(14, 13, 13)
 	FLDPQ 704(R24), (F28, F29)
-	FMUL4D(14, 6, 6)
-	FLDPQ 704(R24), (F28, F29)
-	FMUL4D(14, 7, 7)
+	FMUL8(14, 13, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 11, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 11, 10)
+	SHL20(11, 6)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 11, 11)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 11, 11)
 	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 6, 10)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 7, 11)
-	FLDPQ 736(R24), (F28, F29)
-	FSUB4D(14, 10, 4)
-	FLDPQ 736(R24), (F28, F29)
-	FSUB4D(14, 11, 5)
-	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
-	FMUL4D(6, 6, 4)
-	FMUL4D(7, 7, 5)
+	FMUL8(14, 10, 8)
+	FADD8(8, 13, 8)
 	FLDPQ 768(R24), (F28, F29)
-	FMUL4D(14, 4, 8)
-	FLDPQ 768(R24), (F28, F29)
-	FMUL4D(14, 5, 9)
-	FLDPQ 800(R24), (F28, F29)
-	FADD4D(14, 8, 8)
-	FLDPQ 800(R24), (F28, F29)
-	FADD4D(14, 9, 9)
-	FLDPQ 832(R24), (F28, F29)
-	FADD4D(14, 4, 4)
-	FLDPQ 832(R24), (F28, F29)
-	FADD4D(14, 5, 5)
-	FMUL4D(6, 4, 6)
-	FMUL4D(7, 5, 7)
-	SHL52(10, 10)
-	SHL52(11, 11)
-	FADD4D(6, 8, 4)
-	FADD4D(7, 9, 5)
-	FSUB4D(6, 8, 8)
-	FSUB4D(7, 9, 9)
-	ADD4D(10, 4, 6)
-	ADD4D(11, 5, 7)
-	FADD4D(8, 8, 4)
-	FADD4D(9, 9, 5)
-	FADD4D(6, 4, 4)
-	FADD4D(7, 5, 5)
-	FMUL4D(6, 4, 4)
-	FMUL4D(7, 5, 5)
-	FMUL4D(8, 8, 10)
-	FMUL4D(9, 9, 11)
-	FADD4D(10, 10, 10)
-	FADD4D(11, 11, 11)
-	FADD4D(10, 4, 10)
-	FADD4D(11, 5, 11)
-	FMUL4D(2, 4, 4)
-	FMUL4D(3, 5, 5)
-	FDIV4D(10, 4, 4)
-	FDIV4D(11, 5, 5)
-	NARROW(4, 5, 12)
+	FMUL8(14, 10, 10)
+	FLDPQ 800(R24), (F30, F31)
+	TBL8(11, 7)
+	FADD8(7, 10, 10)
+	FADD8(10, 8, 8)
+	FLDPQ 832(R24), (F30, F31)
+	TBL8(11, 10)
+	ADD8(6, 10, 6)
+	FLDPQ 864(R24), (F28, F29)
+	FMUL8(14, 8, 7)
+	FLDPQ 896(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FMUL8(8, 7, 7)
+	FLDPQ 928(R24), (F28, F29)
+	FSUB8(14, 7, 7)
+	FMUL8(8, 6, 8)
+	FMUL8(7, 8, 7)
+	FADD8(7, 6, 8)
+	FLDPQ 960(R24), (F28, F29)
+	SMAX8(14, 8, 10)
+	FLDPQ 992(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FMUL8(10, 10, 11)
+	FMUL8(10, 8, 8)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 11, 11)
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FSUB8(14, 11, 11)
+	FMUL8(11, 8, 8)
+	FADD8(8, 7, 7)
+	FMUL8(13, 7, 11)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	AND8(14, 13, 8)
+	FSUB8(8, 13, 13)
+	FMUL8(13, 6, 13)
+	FADD8(11, 13, 11)
+	FMUL8(8, 6, 8)
+	FADD8(11, 8, 8)
+	ADD $1120, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD8(14, 8, 13)
+	ADD $1152, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 13, 13)
+	ADD $1184, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 8, 8)
+	SMAX8(13, 8, 8)
+	ADD $1216, R24, R15
+	FLDPQ (R15), (F28, F29)
+	EOR8(14, 8, 8)
+	FMUL8(10, 10, 6)
+	FSUB8(6, 10, 10)
+	ADD $1248, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 10, 10)
+	ADD $1280, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FSUB8(14, 10, 10)
+	FMUL8(10, 6, 10)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 12, 13)
+	FLDPQ 672(R24), (F28, F29)
+	SMIN8(14, 13, 13)
+	FMUL8(13, 10, 10)
+	FADD8(10, 12, 10)
+	SIGN8(12, 12)
+	BIF8(12, 10, 8)
+	MOV8(8, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
 next15:
@@ -19832,10 +19929,6 @@ next15:
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
 merged10:
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	FLDPQ 64(R23), (F8, F9)
-	FLDPQ 96(R23), (F10, F11)
 	B near1
 nan12:
 	MOVD $0, R20
@@ -19855,6 +19948,173 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
+pairs13:
+	SUB $1, R19
+	ORR $1, R19
+loop16:
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F4, F5)
+	FLDPQ (R15), (F16, F17)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 2, 2)
+	AND8(14, 8, 8)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL8(14, 2, 7)
+	FMUL8(14, 8, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FADD8(14, 13, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 7, 6)
+	FSUB8(14, 13, 12)
+	SHL20(7, 3)
+	SHL20(13, 9)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 7, 7)
+	AND8(14, 13, 13)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 7, 7)
+	MUL8(14, 13, 13)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 7, 7)
+	ORR8(14, 13, 13)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL8(14, 6, 5)
+	FMUL8(14, 12, 11)
+	FADD8(5, 2, 5)
+	FADD8(11, 8, 11)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	FLDPQ 800(R24), (F30, F31)
+	TBL8(7, 4)
+	TBL8(13, 10)
+	FADD8(4, 6, 6)
+	FADD8(10, 12, 12)
+	FADD8(6, 5, 5)
+	FADD8(12, 11, 11)
+	FLDPQ 832(R24), (F30, F31)
+	TBL8(7, 6)
+	TBL8(13, 12)
+	ADD8(3, 6, 3)
+	ADD8(9, 12, 9)
+	FLDPQ 864(R24), (F28, F29)
+	FMUL8(14, 5, 4)
+	FMUL8(14, 11, 10)
+	FLDPQ 896(R24), (F28, F29)
+	FADD8(14, 4, 4)
+	FADD8(14, 10, 10)
+	FMUL8(5, 4, 4)
+	FMUL8(11, 10, 10)
+	FLDPQ 928(R24), (F28, F29)
+	FSUB8(14, 4, 4)
+	FSUB8(14, 10, 10)
+	FMUL8(5, 3, 5)
+	FMUL8(11, 9, 11)
+	FMUL8(4, 5, 4)
+	FMUL8(10, 11, 10)
+	FADD8(4, 3, 5)
+	FADD8(10, 9, 11)
+	FLDPQ 960(R24), (F28, F29)
+	SMAX8(14, 5, 6)
+	SMAX8(14, 11, 12)
+	FLDPQ 992(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F26, F27)
+	ADD R19<<5, R23, R15
+	FLDPQ (R15), (F28, F29)
+	ORR8(14, 13, 13)
+	EOR8(14, 14, 14)
+	CMGT8(13, 14, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, above17
+	FMUL8(6, 6, 7)
+	FMUL8(12, 12, 13)
+	FMUL8(6, 5, 5)
+	FMUL8(12, 11, 11)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 7, 7)
+	FMUL8(14, 13, 13)
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FSUB8(14, 7, 7)
+	FSUB8(14, 13, 13)
+	FMUL8(7, 5, 5)
+	FMUL8(13, 11, 11)
+	FADD8(5, 4, 4)
+	FADD8(11, 10, 10)
+	FMUL8(2, 4, 7)
+	FMUL8(8, 10, 13)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	AND8(14, 2, 5)
+	AND8(14, 8, 11)
+	FSUB8(5, 2, 2)
+	FSUB8(11, 8, 8)
+	FMUL8(2, 3, 2)
+	FMUL8(8, 9, 8)
+	FADD8(7, 2, 7)
+	FADD8(13, 8, 13)
+	FMUL8(5, 3, 5)
+	FMUL8(11, 9, 11)
+	FADD8(7, 5, 5)
+	FADD8(13, 11, 11)
+	ADD $1312, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 5, 5)
+	FMUL8(14, 11, 11)
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F26, F27)
+	ADD R19<<5, R23, R15
+	FLDPQ (R15), (F28, F29)
+	AND8(14, 13, 13)
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, done18
+above17:
+	FMUL8(6, 6, 3)
+	FMUL8(12, 12, 9)
+	FSUB8(3, 6, 6)
+	FSUB8(9, 12, 12)
+	ADD $1248, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	ADD $1280, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FSUB8(14, 6, 6)
+	FSUB8(14, 12, 12)
+	FMUL8(6, 3, 6)
+	FMUL8(12, 9, 12)
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F4, F5)
+	FLDPQ (R15), (F16, F17)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 2, 2)
+	AND8(14, 8, 8)
+	FMUL8(2, 6, 6)
+	FMUL8(8, 12, 12)
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F14, F15)
+	FLDPQ (R15), (F26, F27)
+	FADD8(6, 7, 6)
+	FADD8(12, 13, 12)
+	SIGN8(7, 7)
+	SIGN8(13, 13)
+	BIF8(7, 6, 5)
+	BIF8(13, 12, 11)
+done18:
+	ADD R19<<5, R23, R15
+	FSTPQ (F10, F11), 96(R15)
+	FSTPQ (F22, F23), 128(R15)
+	SUBS $2, R19
+	BGT loop16
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -19934,47 +20194,107 @@ DATA actMishSlopeTable<>+544(SB)/8, $0xffffffffffffffff
 DATA actMishSlopeTable<>+552(SB)/8, $0xffffffffffffffff
 DATA actMishSlopeTable<>+560(SB)/8, $0xffffffffffffffff
 DATA actMishSlopeTable<>+568(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+576(SB)/8, $0x7f8000007f800000
-DATA actMishSlopeTable<>+584(SB)/8, $0x7f8000007f800000
-DATA actMishSlopeTable<>+592(SB)/8, $0x7f8000007f800000
-DATA actMishSlopeTable<>+600(SB)/8, $0x7f8000007f800000
-DATA actMishSlopeTable<>+608(SB)/8, $0x7f8000017f800001
-DATA actMishSlopeTable<>+616(SB)/8, $0x7f8000017f800001
-DATA actMishSlopeTable<>+624(SB)/8, $0x7f8000017f800001
-DATA actMishSlopeTable<>+632(SB)/8, $0x7f8000017f800001
-DATA actMishSlopeTable<>+640(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+648(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+656(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+664(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+672(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+680(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+688(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+696(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+704(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+712(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+720(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+728(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+736(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+744(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+752(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+760(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+768(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+776(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+784(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+792(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+800(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+808(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+816(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+824(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+832(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+840(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+848(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+856(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+864(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+872(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+880(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+888(SB)/8, $0x4010000000000000
-GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $896
+DATA actMishSlopeTable<>+576(SB)/8, $0x42ae000042ae0000
+DATA actMishSlopeTable<>+584(SB)/8, $0x42ae000042ae0000
+DATA actMishSlopeTable<>+592(SB)/8, $0x42ae000042ae0000
+DATA actMishSlopeTable<>+600(SB)/8, $0x42ae000042ae0000
+DATA actMishSlopeTable<>+608(SB)/8, $0x7f8000007f800000
+DATA actMishSlopeTable<>+616(SB)/8, $0x7f8000007f800000
+DATA actMishSlopeTable<>+624(SB)/8, $0x7f8000007f800000
+DATA actMishSlopeTable<>+632(SB)/8, $0x7f8000007f800000
+DATA actMishSlopeTable<>+640(SB)/8, $0x7f8000017f800001
+DATA actMishSlopeTable<>+648(SB)/8, $0x7f8000017f800001
+DATA actMishSlopeTable<>+656(SB)/8, $0x7f8000017f800001
+DATA actMishSlopeTable<>+664(SB)/8, $0x7f8000017f800001
+DATA actMishSlopeTable<>+672(SB)/8, $0x42dc000042dc0000
+DATA actMishSlopeTable<>+680(SB)/8, $0x42dc000042dc0000
+DATA actMishSlopeTable<>+688(SB)/8, $0x42dc000042dc0000
+DATA actMishSlopeTable<>+696(SB)/8, $0x42dc000042dc0000
+DATA actMishSlopeTable<>+704(SB)/8, $0xc138aa3bc138aa3b
+DATA actMishSlopeTable<>+712(SB)/8, $0xc138aa3bc138aa3b
+DATA actMishSlopeTable<>+720(SB)/8, $0xc138aa3bc138aa3b
+DATA actMishSlopeTable<>+728(SB)/8, $0xc138aa3bc138aa3b
+DATA actMishSlopeTable<>+736(SB)/8, $0x3db170003db17000
+DATA actMishSlopeTable<>+744(SB)/8, $0x3db170003db17000
+DATA actMishSlopeTable<>+752(SB)/8, $0x3db170003db17000
+DATA actMishSlopeTable<>+760(SB)/8, $0x3db170003db17000
+DATA actMishSlopeTable<>+768(SB)/8, $0x3685fdf43685fdf4
+DATA actMishSlopeTable<>+776(SB)/8, $0x3685fdf43685fdf4
+DATA actMishSlopeTable<>+784(SB)/8, $0x3685fdf43685fdf4
+DATA actMishSlopeTable<>+792(SB)/8, $0x3685fdf43685fdf4
+DATA actMishSlopeTable<>+800(SB)/8, $0xb928f58300000000
+DATA actMishSlopeTable<>+808(SB)/8, $0x37e54670b955a498
+DATA actMishSlopeTable<>+816(SB)/8, $0xb914aa90b8e00620
+DATA actMishSlopeTable<>+824(SB)/8, $0xb758e8ddb8bdce0e
+DATA actMishSlopeTable<>+832(SB)/8, $0x5f7b90005f800000
+DATA actMishSlopeTable<>+840(SB)/8, $0x5f7600005f783000
+DATA actMishSlopeTable<>+848(SB)/8, $0x5f7560005f750000
+DATA actMishSlopeTable<>+856(SB)/8, $0x5f7ac0005f774000
+DATA actMishSlopeTable<>+864(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actMishSlopeTable<>+872(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actMishSlopeTable<>+880(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actMishSlopeTable<>+888(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actMishSlopeTable<>+896(SB)/8, $0x3f00044b3f00044b
+DATA actMishSlopeTable<>+904(SB)/8, $0x3f00044b3f00044b
+DATA actMishSlopeTable<>+912(SB)/8, $0x3f00044b3f00044b
+DATA actMishSlopeTable<>+920(SB)/8, $0x3f00044b3f00044b
+DATA actMishSlopeTable<>+928(SB)/8, $0x3f8000003f800000
+DATA actMishSlopeTable<>+936(SB)/8, $0x3f8000003f800000
+DATA actMishSlopeTable<>+944(SB)/8, $0x3f8000003f800000
+DATA actMishSlopeTable<>+952(SB)/8, $0x3f8000003f800000
+DATA actMishSlopeTable<>+960(SB)/8, $0x5080000050800000
+DATA actMishSlopeTable<>+968(SB)/8, $0x5080000050800000
+DATA actMishSlopeTable<>+976(SB)/8, $0x5080000050800000
+DATA actMishSlopeTable<>+984(SB)/8, $0x5080000050800000
+DATA actMishSlopeTable<>+992(SB)/8, $0x1f8000001f800000
+DATA actMishSlopeTable<>+1000(SB)/8, $0x1f8000001f800000
+DATA actMishSlopeTable<>+1008(SB)/8, $0x1f8000001f800000
+DATA actMishSlopeTable<>+1016(SB)/8, $0x1f8000001f800000
+DATA actMishSlopeTable<>+1024(SB)/8, $0x3f8800003f880000
+DATA actMishSlopeTable<>+1032(SB)/8, $0x3f8800003f880000
+DATA actMishSlopeTable<>+1040(SB)/8, $0x3f8800003f880000
+DATA actMishSlopeTable<>+1048(SB)/8, $0x3f8800003f880000
+DATA actMishSlopeTable<>+1056(SB)/8, $0x3f0000003f000000
+DATA actMishSlopeTable<>+1064(SB)/8, $0x3f0000003f000000
+DATA actMishSlopeTable<>+1072(SB)/8, $0x3f0000003f000000
+DATA actMishSlopeTable<>+1080(SB)/8, $0x3f0000003f000000
+DATA actMishSlopeTable<>+1088(SB)/8, $0xfffff000fffff000
+DATA actMishSlopeTable<>+1096(SB)/8, $0xfffff000fffff000
+DATA actMishSlopeTable<>+1104(SB)/8, $0xfffff000fffff000
+DATA actMishSlopeTable<>+1112(SB)/8, $0xfffff000fffff000
+DATA actMishSlopeTable<>+1120(SB)/8, $0x2080000020800000
+DATA actMishSlopeTable<>+1128(SB)/8, $0x2080000020800000
+DATA actMishSlopeTable<>+1136(SB)/8, $0x2080000020800000
+DATA actMishSlopeTable<>+1144(SB)/8, $0x2080000020800000
+DATA actMishSlopeTable<>+1152(SB)/8, $0xdf800000df800000
+DATA actMishSlopeTable<>+1160(SB)/8, $0xdf800000df800000
+DATA actMishSlopeTable<>+1168(SB)/8, $0xdf800000df800000
+DATA actMishSlopeTable<>+1176(SB)/8, $0xdf800000df800000
+DATA actMishSlopeTable<>+1184(SB)/8, $0xe0000000e0000000
+DATA actMishSlopeTable<>+1192(SB)/8, $0xe0000000e0000000
+DATA actMishSlopeTable<>+1200(SB)/8, $0xe0000000e0000000
+DATA actMishSlopeTable<>+1208(SB)/8, $0xe0000000e0000000
+DATA actMishSlopeTable<>+1216(SB)/8, $0x8000000080000000
+DATA actMishSlopeTable<>+1224(SB)/8, $0x8000000080000000
+DATA actMishSlopeTable<>+1232(SB)/8, $0x8000000080000000
+DATA actMishSlopeTable<>+1240(SB)/8, $0x8000000080000000
+DATA actMishSlopeTable<>+1248(SB)/8, $0x4000015040000150
+DATA actMishSlopeTable<>+1256(SB)/8, $0x4000015040000150
+DATA actMishSlopeTable<>+1264(SB)/8, $0x4000015040000150
+DATA actMishSlopeTable<>+1272(SB)/8, $0x4000015040000150
+DATA actMishSlopeTable<>+1280(SB)/8, $0x4080000040800000
+DATA actMishSlopeTable<>+1288(SB)/8, $0x4080000040800000
+DATA actMishSlopeTable<>+1296(SB)/8, $0x4080000040800000
+DATA actMishSlopeTable<>+1304(SB)/8, $0x4080000040800000
+DATA actMishSlopeTable<>+1312(SB)/8, $0x4000000040000000
+DATA actMishSlopeTable<>+1320(SB)/8, $0x4000000040000000
+DATA actMishSlopeTable<>+1328(SB)/8, $0x4000000040000000
+DATA actMishSlopeTable<>+1336(SB)/8, $0x4000000040000000
+DATA actMishSlopeTable<>+1344(SB)/8, $0x9f8000009f800000
+DATA actMishSlopeTable<>+1352(SB)/8, $0x9f8000009f800000
+DATA actMishSlopeTable<>+1360(SB)/8, $0x9f8000009f800000
+DATA actMishSlopeTable<>+1368(SB)/8, $0x9f8000009f800000
+GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $1376
 TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actMishSlopeTable<>(SB), R24
 	FSTPQ (F4, F5), (R23)
@@ -20203,13 +20523,18 @@ all4:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBNZ R15, mixed8
-	MOVD $3, R20
 	FLDPQ 576(R24), (F28, F29)
 	CMGT8(14, 11, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
-	CBZ R15, begin11
+	CBZ R15, pairs13
+	MOVD $3, R20
 	FLDPQ 608(R24), (F28, F29)
+	CMGT8(14, 11, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	FLDPQ 640(R24), (F28, F29)
 	CMGT8(13, 14, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
@@ -20230,83 +20555,115 @@ loop14:
 	VMOV V26.S[0], R15
 	CBZ R15, next15
 load6:
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 12, 13)
 vector7:
-	FLDPQ 640(R24), (F28, F29)
-	FMAX8(12, 14, 12)
 	FLDPQ 672(R24), (F28, F29)
-	FMIN8(12, 14, 12)
-	WIDEN(12, 2, 3)
+	SMIN8(14, 13, 13)
 	FLDPQ 704(R24), (F28, F29)
-	FMUL4D(14, 2, 6)
-	FLDPQ 704(R24), (F28, F29)
-	FMUL4D(14, 3, 7)
+	FMUL8(14, 13, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 11, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 11, 10)
+	SHL20(11, 6)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 11, 11)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 11, 11)
 	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 6, 10)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 7, 11)
-	FLDPQ 736(R24), (F28, F29)
-	FSUB4D(14, 10, 4)
-	FLDPQ 736(R24), (F28, F29)
-	FSUB4D(14, 11, 5)
-	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
-	FMUL4D(6, 6, 4)
-	FMUL4D(7, 7, 5)
+	FMUL8(14, 10, 8)
+	FADD8(8, 13, 8)
 	FLDPQ 768(R24), (F28, F29)
-	FMUL4D(14, 4, 8)
-	FLDPQ 768(R24), (F28, F29)
-	FMUL4D(14, 5, 9)
-	FLDPQ 800(R24), (F28, F29)
-	FADD4D(14, 8, 8)
-	FLDPQ 800(R24), (F28, F29)
-	FADD4D(14, 9, 9)
-	FLDPQ 832(R24), (F28, F29)
-	FADD4D(14, 4, 4)
-	FLDPQ 832(R24), (F28, F29)
-	FADD4D(14, 5, 5)
-	FMUL4D(6, 4, 6)
-	FMUL4D(7, 5, 7)
-	SHL52(10, 10)
-	SHL52(11, 11)
-	FADD4D(6, 8, 4)
-	FADD4D(7, 9, 5)
-	FSUB4D(6, 8, 8)
-	FSUB4D(7, 9, 9)
-	ADD4D(10, 4, 6)
-	ADD4D(11, 5, 7)
-	FADD4D(8, 8, 4)
-	FADD4D(9, 9, 5)
-	FADD4D(6, 4, 4)
-	FADD4D(7, 5, 5)
-	FMUL4D(6, 4, 4)
-	FMUL4D(7, 5, 5)
-	FMUL4D(8, 8, 10)
-	FMUL4D(9, 9, 11)
-	FADD4D(8, 6, 8)
-	FADD4D(9, 7, 9)
-	FMUL4D(6, 8, 8)
-	FMUL4D(7, 9, 9)
-	FMUL4D(10, 8, 8)
-	FMUL4D(11, 9, 9)
+	FMUL8(14, 10, 10)
+	FLDPQ 800(R24), (F30, F31)
+	TBL8(11, 7)
+	FADD8(7, 10, 10)
+	FADD8(10, 8, 8)
+	FLDPQ 832(R24), (F30, F31)
+	TBL8(11, 10)
+	ADD8(6, 10, 6)
 	FLDPQ 864(R24), (F28, F29)
-	FMUL4D(14, 2, 2)
-	FLDPQ 864(R24), (F28, F29)
-	FMUL4D(14, 3, 3)
-	FMUL4D(2, 8, 8)
-	FMUL4D(3, 9, 9)
-	FADD4D(10, 10, 10)
-	FADD4D(11, 11, 11)
-	FADD4D(10, 4, 10)
-	FADD4D(11, 5, 11)
-	FMUL4D(10, 4, 4)
-	FMUL4D(11, 5, 5)
-	FADD4D(4, 8, 8)
-	FADD4D(5, 9, 9)
-	FMUL4D(10, 10, 10)
-	FMUL4D(11, 11, 11)
-	FDIV4D(10, 8, 8)
-	FDIV4D(11, 9, 9)
-	NARROW(8, 9, 12)
+	FMUL8(14, 8, 7)
+	FLDPQ 896(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FMUL8(8, 7, 7)
+	FLDPQ 928(R24), (F28, F29)
+	FSUB8(14, 7, 7)
+	FMUL8(8, 6, 8)
+	FMUL8(7, 8, 7)
+	FADD8(7, 6, 8)
+	FLDPQ 960(R24), (F28, F29)
+	SMAX8(14, 8, 10)
+	FLDPQ 992(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FMUL8(10, 10, 11)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 11, 11)
+	FLDPQ 928(R24), (F28, F29)
+	FSUB8(14, 11, 11)
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FSUB8(14, 13, 8)
+	FMUL8(10, 8, 8)
+	FMUL8(11, 8, 11)
+	FLDPQ 928(R24), (F28, F29)
+	FSUB8(14, 13, 13)
+	FADD8(11, 13, 8)
+	FMUL8(8, 7, 7)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	AND8(14, 13, 8)
+	FSUB8(8, 13, 13)
+	FADD8(11, 13, 13)
+	FMUL8(13, 6, 13)
+	FADD8(7, 13, 7)
+	FMUL8(8, 6, 8)
+	FADD8(7, 8, 8)
+	ADD $1120, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD8(14, 8, 13)
+	ADD $1152, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 13, 13)
+	ADD $1184, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 8, 8)
+	SMAX8(13, 8, 8)
+	ADD $1216, R24, R15
+	FLDPQ (R15), (F28, F29)
+	EOR8(14, 8, 8)
+	FMUL8(10, 10, 6)
+	FSUB8(6, 10, 7)
+	ADD $1248, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 7, 7)
+	FLDPQ 928(R24), (F28, F29)
+	FSUB8(7, 14, 7)
+	FMUL8(7, 6, 6)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 12, 13)
+	FLDPQ 672(R24), (F28, F29)
+	SMIN8(14, 13, 13)
+	ADD $1280, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 13, 13)
+	FMUL8(7, 13, 13)
+	FLDPQ 928(R24), (F28, F29)
+	FADD8(14, 10, 10)
+	FMUL8(10, 13, 13)
+	ADD $1312, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FSUB8(14, 13, 13)
+	FMUL8(13, 6, 6)
+	FLDPQ 928(R24), (F28, F29)
+	FADD8(14, 6, 6)
+	SIGN8(12, 12)
+	BIF8(12, 6, 8)
+	MOV8(8, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
 next15:
@@ -20327,10 +20684,6 @@ next15:
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
 merged10:
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	FLDPQ 64(R23), (F8, F9)
-	FLDPQ 96(R23), (F10, F11)
 	B near1
 nan12:
 	MOVD $0, R20
@@ -20350,6 +20703,196 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
+pairs13:
+	SUB $1, R19
+	ORR $1, R19
+loop16:
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F4, F5)
+	FLDPQ (R15), (F16, F17)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 2, 2)
+	AND8(14, 8, 8)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL8(14, 2, 7)
+	FMUL8(14, 8, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FADD8(14, 13, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 7, 6)
+	FSUB8(14, 13, 12)
+	SHL20(7, 3)
+	SHL20(13, 9)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 7, 7)
+	AND8(14, 13, 13)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 7, 7)
+	MUL8(14, 13, 13)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 7, 7)
+	ORR8(14, 13, 13)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL8(14, 6, 5)
+	FMUL8(14, 12, 11)
+	FADD8(5, 2, 5)
+	FADD8(11, 8, 11)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	FLDPQ 800(R24), (F30, F31)
+	TBL8(7, 4)
+	TBL8(13, 10)
+	FADD8(4, 6, 6)
+	FADD8(10, 12, 12)
+	FADD8(6, 5, 5)
+	FADD8(12, 11, 11)
+	FLDPQ 832(R24), (F30, F31)
+	TBL8(7, 6)
+	TBL8(13, 12)
+	ADD8(3, 6, 3)
+	ADD8(9, 12, 9)
+	FLDPQ 864(R24), (F28, F29)
+	FMUL8(14, 5, 4)
+	FMUL8(14, 11, 10)
+	FLDPQ 896(R24), (F28, F29)
+	FADD8(14, 4, 4)
+	FADD8(14, 10, 10)
+	FMUL8(5, 4, 4)
+	FMUL8(11, 10, 10)
+	FLDPQ 928(R24), (F28, F29)
+	FSUB8(14, 4, 4)
+	FSUB8(14, 10, 10)
+	FMUL8(5, 3, 5)
+	FMUL8(11, 9, 11)
+	FMUL8(4, 5, 4)
+	FMUL8(10, 11, 10)
+	FADD8(4, 3, 5)
+	FADD8(10, 9, 11)
+	FLDPQ 960(R24), (F28, F29)
+	SMAX8(14, 5, 6)
+	SMAX8(14, 11, 12)
+	FLDPQ 992(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F26, F27)
+	ADD R19<<5, R23, R15
+	FLDPQ (R15), (F28, F29)
+	ORR8(14, 13, 13)
+	EOR8(14, 14, 14)
+	CMGT8(13, 14, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, above17
+	FMUL8(6, 6, 7)
+	FMUL8(12, 12, 13)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 7, 7)
+	FMUL8(14, 13, 13)
+	FLDPQ 928(R24), (F28, F29)
+	FSUB8(14, 7, 7)
+	FSUB8(14, 13, 13)
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FSUB8(14, 2, 5)
+	FSUB8(14, 8, 11)
+	FMUL8(6, 5, 5)
+	FMUL8(12, 11, 11)
+	FMUL8(7, 5, 7)
+	FMUL8(13, 11, 13)
+	FLDPQ 928(R24), (F28, F29)
+	FSUB8(14, 2, 2)
+	FSUB8(14, 8, 8)
+	FADD8(7, 2, 5)
+	FADD8(13, 8, 11)
+	FMUL8(5, 4, 4)
+	FMUL8(11, 10, 10)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	AND8(14, 2, 5)
+	AND8(14, 8, 11)
+	FSUB8(5, 2, 2)
+	FSUB8(11, 8, 8)
+	FADD8(7, 2, 2)
+	FADD8(13, 8, 8)
+	FMUL8(2, 3, 2)
+	FMUL8(8, 9, 8)
+	FADD8(4, 2, 4)
+	FADD8(10, 8, 10)
+	FMUL8(5, 3, 5)
+	FMUL8(11, 9, 11)
+	FADD8(4, 5, 5)
+	FADD8(10, 11, 11)
+	ADD $1344, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 5, 5)
+	FMUL8(14, 11, 11)
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F26, F27)
+	ADD R19<<5, R23, R15
+	FLDPQ (R15), (F28, F29)
+	AND8(14, 13, 13)
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, done18
+above17:
+	FMUL8(6, 6, 3)
+	FMUL8(12, 12, 9)
+	FSUB8(3, 6, 4)
+	FSUB8(9, 12, 10)
+	ADD $1248, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 4, 4)
+	FMUL8(14, 10, 10)
+	FLDPQ 928(R24), (F28, F29)
+	FSUB8(4, 14, 4)
+	FSUB8(10, 14, 10)
+	FMUL8(4, 3, 3)
+	FMUL8(10, 9, 9)
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F4, F5)
+	FLDPQ (R15), (F16, F17)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 2, 2)
+	AND8(14, 8, 8)
+	ADD $1280, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 2, 2)
+	FMUL8(14, 8, 8)
+	FMUL8(4, 2, 2)
+	FMUL8(10, 8, 8)
+	FLDPQ 928(R24), (F28, F29)
+	FADD8(14, 6, 6)
+	FADD8(14, 12, 12)
+	FMUL8(6, 2, 2)
+	FMUL8(12, 8, 8)
+	ADD $1312, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FSUB8(14, 2, 2)
+	FSUB8(14, 8, 8)
+	FMUL8(2, 3, 3)
+	FMUL8(8, 9, 9)
+	FLDPQ 928(R24), (F28, F29)
+	FADD8(14, 3, 3)
+	FADD8(14, 9, 9)
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F14, F15)
+	FLDPQ (R15), (F26, F27)
+	SIGN8(7, 7)
+	SIGN8(13, 13)
+	BIF8(7, 3, 5)
+	BIF8(13, 9, 11)
+done18:
+	ADD R19<<5, R23, R15
+	FSTPQ (F10, F11), 96(R15)
+	FSTPQ (F22, F23), 128(R15)
+	SUBS $2, R19
+	BGT loop16
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)

@@ -28,6 +28,7 @@ type computation struct {
 	// subnormal for |z| up to normal, which is 0 for a formula in float64.
 	far    func(f *fn)
 	normal float32
+	sides  *sides // of far, if it has them: pairs of vectors take only those that they need
 	// limit replaces z by far's result for |z| of end and more. It is used for a vector whose
 	// far arguments are all of these, if end is above 0.
 	limit func(f *fn)
@@ -48,8 +49,8 @@ var called = []function{
 	{"ELU", computation{near: octaves(&coef.Expm1, coef.Expm1Scale, coef.Expm1Edge, coef.Expm1End, elu)},
 		computation{near: likeSigmoid(&coef.Exp, eluSlope), far: eluSlopeFar}},
 	{"Softplus", computation{near: likeSigmoid(&coef.Softplus, softplus), far: softplusFar, normal: normal}, sigmoid},
-	{"Mish", computation{near: likeMish(&coef.Mish, timesZ), far: mishFar},
-		computation{near: likeMish(&coef.MishSlope, asItIs), far: mishSlopeFar}},
+	{"Mish", computation{near: likeMish(&coef.Mish, timesZ), far: mish.far, sides: &mish, normal: normal},
+		computation{near: likeMish(&coef.MishSlope, asItIs), far: mishSlope.far, sides: &mishSlope, normal: normal}},
 	{"GELU", computation{near: likeGELU(&coef.GELU, gated), far: geluFar, limit: openGate, end: geluEnd},
 		computation{near: likeGELU(&coef.GELUSlope, mirrored), far: geluSlopeFar, limit: unitStep, end: geluEnd}},
 	{"GELUTanh", computation{near: likeGELU(&coef.GELUTanh, gated), far: geluTanhFar, limit: openGate, end: geluTanhEnd},
@@ -113,13 +114,19 @@ type fn struct {
 	// All arguments are up to normal, and z is in the register of r[1], where lateZ loads it.
 	pairs bool
 	lateZ func()
+	lateT func() // sets t to |z|, at most tailEnd
 }
 
 const constVec vec = numVecs - 1 // holds a constant until the next one
 
 func newFn(on target, name string) *fn {
 	v := func(i vec) pair { return pair{i, i + 1} }
-	return &fn{asm: newAsm(on, name, ""), x: v(2), s: v(4), p: v(6), q: v(8), r: v(10), z: 12, t: 13, lateZ: func() {}}
+	f := &fn{asm: newAsm(on, name, ""), x: v(2), s: v(4), p: v(6), q: v(8), r: v(10), z: 12, t: 13, lateZ: func() {}}
+	f.lateT = func() {
+		f.abs(f.t, f.z)
+		f.opC(opMinInt, f.t, f.t, tailEnd)
+	}
+	return f
 }
 
 func (f *fn) entry32(c float32) int {
@@ -267,7 +274,6 @@ func (f *fn) exp2() {
 const (
 	tailEnd     = 110
 	eluTail     = 200
-	mishEnd     = 40
 	geluEnd     = 15
 	geluTanhEnd = 12
 )
@@ -527,46 +533,96 @@ func softplusFar(f *fn) {
 	f.move(f.z, f.t)
 }
 
-// mishParts takes an argument, in x or p, and leaves v in p, u in q, u*u in r and
-// n in s.
-func mishParts(f *fn, argument pair) {
-	f.mul64C(f.p, argument, coef.Log2E)
-	f.exp2()
-	f.add64(f.s, f.q, f.q)
-	f.add64(f.s, f.s, f.p)
-	f.mul64(f.s, f.s, f.p)
-	f.mul64(f.r, f.q, f.q)
+// sides are the formulas of a function that has one for negative arguments and one for positive ones, far from 0.
+type sides struct {
+	// common comes first. below leaves the results of negative arguments in q[0], and above
+	// replaces those of others there. below keeps r[0], and above uses no more of what common leaves.
+	common, below, above func(f *fn)
 }
 
-func mishFar(f *fn) {
-	f.atLeast(f.z, f.z, -tailEnd)
-	f.atMost(f.t, f.z, mishEnd)
-	f.widen(f.x, f.z)
-	f.widen(f.p, f.t)
-	mishParts(f, f.p)
-	f.add64(f.r, f.r, f.r)
-	f.add64(f.r, f.s, f.r)
-	f.mul64(f.s, f.s, f.x)
-	f.div64(f.s, f.s, f.r)
-	f.result(f.s)
+var (
+	mish      = sides{common: smallExp, below: mishBelow, above: mishAbove}
+	mishSlope = sides{common: smallExp, below: mishSlopeBelow, above: mishSlopeAbove}
+)
+
+// far replaces z.
+func (s sides) far(f *fn) {
+	s.common(f)
+	s.below(f)
+	s.above(f)
+	f.move(f.z, f.q[0])
 }
 
-func mishSlopeFar(f *fn) {
-	f.clip(f.z, f.z, -tailEnd, mishEnd)
-	f.widen(f.x, f.z)
-	mishParts(f, f.x)
-	f.add64(f.q, f.p, f.q)
-	f.mul64(f.q, f.q, f.p)
-	f.mul64(f.q, f.q, f.r)
-	f.mul64C(f.x, f.x, 4)
-	f.mul64(f.q, f.q, f.x)
-	f.add64(f.r, f.r, f.r)
-	f.add64(f.r, f.s, f.r) // n+2
-	f.mul64(f.s, f.s, f.r)
-	f.add64(f.q, f.q, f.s)
-	f.mul64(f.r, f.r, f.r)
-	f.div64(f.q, f.q, f.r)
-	f.result(f.q)
+// smallExp takes t in f.t. It leaves big in p[0], small in p[1], exp(-t)*2^64 in q[0] and exp(-t) in r[0].
+func smallExp(f *fn) {
+	decay(f, false)
+	e, u := f.q[0], f.r[0]
+	f.add(e, f.p[0], f.p[1])
+	f.opC(opMaxInt, u, e, coef.DecayLeast)
+	f.opC(opMul, u, u, coef.DecayUnit)
+}
+
+func mishBelow(f *fn) {
+	small, e, u, w := f.p[1], f.q[0], f.r[0], f.r[1]
+	f.mul(w, u, u)
+	f.mul(e, e, u)
+	f.opC(opMul, w, w, 0.25)
+	f.opC(opSub, w, w, 0.5)
+	f.mul(e, e, w)
+	f.add(small, small, e)
+	rest, v := f.r[1], f.q[0]
+	f.mul(rest, small, f.t)
+	timesBig(f, f.t, unused, rest)
+	restored(f, v, f.t, coef.DecayShift, true)
+}
+
+func mishAbove(f *fn) {
+	w, v := f.p[0], f.r[0]
+	f.mul(w, v, v)
+	f.sub(v, v, w)
+	f.opC(opMul, v, v, 4)
+	f.opC(opSub, v, v, 2)
+	f.mul(v, w, v)
+	f.lateT()
+	f.mul(v, v, f.t)
+	f.lateZ()
+	f.add(v, f.z, v)
+	f.bySign(f.q[0], f.z, f.q[0], v)
+}
+
+func mishSlopeBelow(f *fn) {
+	k, u, v, w, rest := f.t, f.r[0], f.q[0], f.r[1], f.p[1]
+	f.mul(w, u, u)
+	f.opC(opMul, w, w, 1.0625)
+	f.opC(opSub, w, w, 1)
+	f.opC(opSub, v, f.t, 0.5)
+	f.mul(v, v, u)
+	h := w
+	f.mul(h, v, w)
+	f.opC(opSub, k, f.t, 1)
+	f.add(v, k, h)
+	f.mul(rest, rest, v)
+	timesBig(f, k, h, rest)
+	restored(f, v, f.t, coef.DecayShift, true)
+}
+
+func mishSlopeAbove(f *fn) {
+	u, w, q := f.r[0], f.p[0], f.p[1]
+	f.mul(w, u, u)
+	f.sub(q, u, w)
+	f.opC(opMul, q, q, coef.MishQuotient)
+	f.sub(q, f.constC(1), q)
+	f.mul(w, w, q)
+	f.lateT()
+	f.opC(opMul, f.t, f.t, 4)
+	f.mul(f.t, f.t, q)
+	f.opC(opAdd, u, u, 1)
+	f.mul(f.t, f.t, u)
+	f.opC(opSub, f.t, f.t, 2)
+	f.mul(w, w, f.t)
+	f.opC(opAdd, w, w, 1)
+	f.lateZ()
+	f.bySign(f.q[0], f.z, f.q[0], w)
 }
 
 // tail takes |z| in x and leaves v in p, u in q, the polynomial of the numerator in r and

@@ -635,7 +635,6 @@ func TestConstants(t *testing.T) {
 	for name, want := range map[string]int{
 		"tailEnd":     tailEnd,
 		"eluTail":     eluTail,
-		"mishEnd":     mishEnd,
 		"geluEnd":     geluEnd,
 		"geluTanhEnd": geluTanhEnd,
 	} {

@@ -173,14 +173,14 @@ func (c computation) emit(f *fn) {
 	f.label(apart)
 	f.setFar(someFar)
 	f.label(begin)
-	saveX := func() {
+	saveX := func() { // |z|
 		for j := range x {
-			f.saveFar(x[j], j)
+			if c.normal > 0 && n.shift == 0 {
+				f.saveFar(x[j], j)
+			}
 		}
 	}
-	if c.normal > 0 {
-		saveX()
-	}
+	saveX()
 	f.eachFar(f.z, func(next string) {
 		f.ifFar(ifNotLess, allFar, load)
 		f.loadFarMask(f.t)
@@ -190,9 +190,9 @@ func (c computation) emit(f *fn) {
 		f.ifNone(f.t, next)
 		f.label(load)
 		switch {
-		case c.normal > 0:
+		case c.normal > 0 && n.shift == 0:
 			f.loadFar(f.t)
-		case c.end > 0:
+		case c.normal > 0 || c.end > 0:
 			f.abs(f.t, f.z)
 		}
 		f.label(vector)
@@ -252,17 +252,56 @@ func (c computation) emit(f *fn) {
 // two vectors alternate, so that fewer of them wait for the one before them.
 func (c computation) pairs(f *fn) {
 	t, p, q, r := f.t, f.p, f.q, f.r
-	f.eachPair(func() {
+	each := func(body func(j int)) {
 		f.together(2, func(j int) {
 			v := func(i int) vec { return firstArg + vec(6*j+i) }
 			f.t, f.p, f.q[0], f.r = v(0), pair{v(1), v(2)}, v(3), pair{v(4), v(5)}
 			f.z = f.r[1]
 			f.lateZ = func() { f.argumentOfPair(f.z, j) }
+			f.lateT = func() {
+				if c.near.shift == 0 {
+					f.farOfPair(f.t, j)
+					return
+				}
+				f.argumentOfPair(f.t, j)
+				f.abs(f.t, f.t)
+			}
 			f.pairs = true
-			f.farOfPair(f.t, j)
-			c.far(f)
-			f.saveFarOfPair(f.z, j)
+			body(j)
 		})
+	}
+	f.eachPair(func() {
+		if c.sides == nil {
+			each(func(j int) {
+				f.lateT()
+				c.far(f)
+				f.saveFarOfPair(f.z, j)
+			})
+			return
+		}
+		above, done := f.newLabel("above"), f.newLabel("done")
+		each(func(int) {
+			f.lateT()
+			c.sides.common(f)
+		})
+		sign := f.r[1] // of both arguments
+		bothSigns := func(o op) {
+			f.argumentOfPair(sign, 0)
+			f.argumentOfPair(constVec, 1)
+			f.op(o, sign, sign, constVec)
+		}
+		bothSigns(opOr)
+		f.zero(constVec)
+		f.op(opGTInt, sign, constVec, sign)
+		f.ifNone(sign, above)
+		each(func(int) { c.sides.below(f) })
+		bothSigns(opAnd)
+		f.op(opGTInt, sign, sign, f.constC(math.Float32frombits(math.MaxUint32)))
+		f.ifNone(sign, done)
+		f.label(above)
+		each(func(int) { c.sides.above(f) })
+		f.label(done)
+		each(func(j int) { f.saveFarOfPair(f.q[0], j) })
 	})
 	f.t, f.p, f.q, f.r = t, p, q, r
 }

@@ -29,7 +29,7 @@ func TestDecay(t *testing.T) {
 // TestDecayPolynomials checks the errors that are said of them, in float64.
 func TestDecayPolynomials(t *testing.T) {
 	const largest = math.Ln2/16 + 0x1p-12
-	var three, four, logistic, softplus float64
+	var three, four, logistic, softplus, mish float64
 	for k := -1000; k <= 1000; k++ {
 		s := largest * float64(k) / 1000
 		three = max(three, math.Abs((1+s*(-1+s*(DecayC2+s*DecayC3)))/math.Exp(-s)-1))
@@ -39,11 +39,13 @@ func TestDecayPolynomials(t *testing.T) {
 		logistic = max(logistic, math.Abs((1+u*(u+LogisticRatio))*(1+e)-1))
 		u = SoftplusScale * math.Ldexp(e, DecayShift)
 		softplus = max(softplus, math.Abs((1+u*(u+SoftplusRatio))/(math.Log1p(e)/e)-1))
+		e = math.Exp(-MishEnd-MishShift) * float64(k+1001) / 2001 // above 0
+		mish = max(mish, math.Abs((1-MishQuotient*(e-e*e))*(1+2*e+2*e*e)-1))
 	}
 	for _, c := range []struct {
 		name          string
 		off, exponent float64
-	}{{"degree 3", three, -25.1}, {"degree 4", four, -29}, {"1/(1+e)", logistic, -27.7}, {"log(1+e)/e", softplus, -29.8}} {
+	}{{"degree 3", three, -25.1}, {"degree 4", four, -29}, {"1/(1+e)", logistic, -27.7}, {"log(1+e)/e", softplus, -29.8}, {"1/(1+2e+2e^2)", mish, -19.8}} {
 		if c.off > math.Exp2(c.exponent) {
 			t.Errorf("%s: the largest relative error is 2^%.2f, want 2^%.1f", c.name, math.Log2(c.off), c.exponent)
 		}

@@ -80,4 +80,8 @@ const (
 const (
 	DecayShift = 64
 	DecayLeast = 1 << (DecayShift - 30)
+	DecayUnit  = 1.0 / (1 << DecayShift)
 )
+
+// 1 - MishQuotient*(e-e^2) is 1/(1+2e+2e^2) within 2^-19.8 for e up to exp(-3.49).
+const MishQuotient = 2.00008

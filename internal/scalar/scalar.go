@@ -26,8 +26,7 @@ import (
 const (
 	tailEnd     = 110 // exp(-110) is below half of the smallest subnormal float32
 	eluTail     = 200 // exp(-200) times any float32 is, too
-	mishEnd     = 40
-	geluEnd     = 15 // of the tail of GELU
+	geluEnd     = 15  // of the tail of GELU
 	geluTanhEnd = 12
 )
 
@@ -340,15 +339,6 @@ func softplusFar(z float32) float32 {
 	return positive(z) + restored(big+(small+change), coef.DecayShift)
 }
 
-// mishParts returns n = e*(e+2) and n+2, both times u^2, for e = exp(x) = v/u:
-// tanh(log(1+e)) = n/(n+2).
-func mishParts(x float64) (n, n2, v, u, uu float64) {
-	v, u = exp2(x * coef.Log2E)
-	n = float64(((u + u) + v) * v)
-	uu = float64(u * u)
-	return n, n + (uu + uu), v, u, uu
-}
-
 // Mish is z*tanh(log(1+exp(z))).
 // Worst: 1.8918 ULP at -3.4436681.
 func Mish(z float32) float32 {
@@ -359,10 +349,24 @@ func Mish(z float32) float32 {
 	return v * z
 }
 
+// mishFar uses tanh(log(1+e)) = e*(1 - e/2 + e^3/4) at -t, with e = exp(-t), and 1 - 2e^2*(1-2e+2e^2) at t.
+// The terms left out are less than 2^-27.
 func mishFar(z float32) float32 {
-	z = atLeast(z, -tailEnd)
-	n, n2, _, _, _ := mishParts(float64(atMost(z, mishEnd)))
-	return float32((n * float64(z)) / n2)
+	t := atMost(Abs(z), tailEnd)
+	big, small, e, u := smallExp(t)
+	w := float32(u * u)
+	above := float32(float32(w*(float32((u-w)*4)-2)) * t)
+	small += float32(float32(e*u) * (float32(w*0.25) - 0.5))
+	below := restored(timesBig(big, t, 0, float32(small*t)), coef.DecayShift)
+	return Either(negative(z), -below, z+above)
+}
+
+// smallExp returns the two parts of exp(-t)*2^64, their sum, and exp(-t), which is at least 2^-30: that
+// changes nothing where it is added to 1, and keeps products from being subnormal.
+func smallExp(t float32) (big, small, e, u float32) {
+	big, small = decay(t, false)
+	e = big + small
+	return big, small, e, float32(atLeast(e, coef.DecayLeast) * coef.DecayUnit)
 }
 
 // MishSlope is mish'(z).
@@ -375,11 +379,17 @@ func MishSlope(z float32) float32 {
 	return v
 }
 
-// mishSlopeFar is (n*(n+2) + 4*z*e*(e+1)) / (n+2)^2.
+// mishSlopeFar is -e*(t-1 - (t-1/2)*(e - r*e^3)) at -t, with e = exp(-t) and r from 1 to 17/16, and
+// 1 + 2e^2*q*(2t*(1+e)*q - 1) at t, with q = 1/(1+2e+2e^2), which is nearly 1 - 2*(e-e^2).
 func mishSlopeFar(z float32) float32 {
-	x := float64(Clip(z, -tailEnd, mishEnd))
-	n, n2, v, u, uu := mishParts(x)
-	return float32((float64((((v+u)*v)*uu)*(x*4)) + float64(n*n2)) / (n2 * n2))
+	t := atMost(Abs(z), tailEnd)
+	big, small, _, u := smallExp(t)
+	w := float32(u * u)
+	q := 1 - float32((u-w)*coef.MishQuotient)
+	above := float32(float32(w*q)*(float32(float32(float32(t*4)*q)*(u+1))-2)) + 1
+	k, h := t-1, float32(float32((t-0.5)*u)*(float32(w*1.0625)-1))
+	below := restored(timesBig(big, k, h, float32(small*(k+h))), coef.DecayShift)
+	return Either(negative(z), -below, above)
 }
 
 // normalTail returns, for x = |z| up to geluEnd, v*p and u*q, whose quotient is
