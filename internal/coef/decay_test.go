@@ -45,7 +45,8 @@ func TestDecayPolynomials(t *testing.T) {
 	for _, c := range []struct {
 		name          string
 		off, exponent float64
-	}{{"degree 3", three, -25.1}, {"degree 4", four, -29}, {"1/(1+e)", logistic, -27.7}, {"log(1+e)/e", softplus, -29.8}, {"1/(1+2e+2e^2)", mish, -19.8}} {
+	}{{"degree 3", three, -25.1}, {"degree 4", four, -29}, {"1/(1+e)", logistic, -27.7}, {"log(1+e)/e", softplus, -29.8},
+		{"1/(1+2e+2e^2)", mish, -19.8}} {
 		if c.off > math.Exp2(c.exponent) {
 			t.Errorf("%s: the largest relative error is 2^%.2f, want 2^%.1f", c.name, math.Log2(c.off), c.exponent)
 		}
