@@ -275,7 +275,7 @@ func TestTinyDecision(t *testing.T) {
 					values[b.first+i/s.Channels*b.step+i%s.Channels*next] = 0
 				}
 			}
-			kind := func(c int) int {
+			kindOf := func(c int) int {
 				if shift < len(cases) {
 					return shift
 				}
@@ -283,40 +283,127 @@ func TestTinyDecision(t *testing.T) {
 			}
 			for c := range s.Channels {
 				for k, i := range at {
-					values[i+c*next] = cases[kind(c)].rest
+					values[i+c*next] = cases[kindOf(c)].rest
 					if k == 0 || i == at[0] {
-						values[i+c*next] = cases[kind(c)].first
+						values[i+c*next] = cases[kindOf(c)].first
 					}
 				}
 			}
-			w.backward = true
 			clear(w.channels.mean)
-			w.apply.x, w.apply.dy = values, values
-			w.sample(bothPhases)
-			found, want := 0, 0
-			for c := range s.Channels {
-				expected := cases[kind(c)].tiny
-				if v := math.Abs(float64(cases[kind(c)].first)); at[1] == at[0] && at[3] == at[0] { // it is the only value
-					expected = v > 0 && v <= tinyMost || v >= hugeLeast && v <= math.MaxFloat32
+			fill(w.channels.scale, 1)
+			ones := make([]float32, s.Len())
+			fill(ones, 1)
+			want := 0
+			for k, kind := range []byte{tinyGradients, tinyDeviations} {
+				w.call = call{source: w.source, backward: true, apply: stage{x: values, dy: ones}}
+				if kind == tinyGradients {
+					w.apply.x, w.apply.dy = ones, values
 				}
-				if expected && !isHuge(cases[kind(c)].first) { // forward, huge ones are like others
-					want++
+				w.sample(bothPhases)
+				found := 0
+				for c := range s.Channels {
+					of := cases[kindOf(c)]
+					expected := of.tiny
+					if v := math.Abs(float64(of.first)); at[1] == at[0] && at[3] == at[0] { // it is the only value
+						expected = v > 0 && v <= tinyMost || v >= hugeLeast && v <= math.MaxFloat32
+					}
+					if expected && !isHuge(of.first) && k == 0 { // forward, huge ones are like others
+						want++
+					}
+					tiny := w.tinyOf(c)
+					if tiny != 0 {
+						found++
+					}
+					if (tiny == kind) != expected || tiny != 0 && !expected {
+						t.Errorf("%s: channel %d: tiny numbers are %b, want some of %b: %t", of.name, c, tiny, kind, expected)
+					}
 				}
-				tiny := w.tinyOf(c)
-				if tiny != 0 {
-					found++
+				if w.anyTiny != (found > 0) {
+					t.Errorf("there are %d tiny channels, and the call says %t", found, w.anyTiny)
 				}
-				if (tiny == tinyDeviations|tinyGradients) != expected || tiny != 0 && !expected {
-					t.Errorf("%s: channel %d: tiny numbers are %b, want some: %t", cases[kind(c)].name, c, tiny, expected)
-				}
-			}
-			if w.anyTiny != (found > 0) {
-				t.Errorf("there are %d tiny channels, and the call says %t", found, w.anyTiny)
 			}
 			w.call = call{source: w.source, backward: false, apply: stage{x: values}}
 			if w.sample(bothPhases); w.anyTiny != (want > 0) {
 				t.Errorf("forward, values of x are tiny: %t, want %t", w.anyTiny, want > 0)
 			}
+			p.release(w)
+		}
+	})
+}
+
+// TestTinyProducts: channels whose numbers are not tiny go block by block, too, if products of their sampled ones are.
+func TestTinyProducts(t *testing.T) {
+	nan := float32(math.NaN())
+	const g, x = tinyGradients, tinyDeviations
+	cases := []struct {
+		name                  string
+		dy, x, scale          float32 // scale is gamma where the statistics are not known yet
+		identity, relu        byte    // backward
+		inference, statistics byte    // forward, with those that are given or not
+	}{
+		{"usual", 1, 1, 1, 0, 0, 0, 0},
+		{"small gradients", 1e-30, 1, 1, 0, 0, 0, 0},
+		{"small x", 1, 1e-30, 1, 0, 0, 0, 0},
+		{"gradients and x", -1e-25, 1e-10, 1, g, g, 0, 0},
+		{"the product is larger", 1e-25, 2e-8, 1, 0, 0, 0, 0},
+		{"gradients and scale", 1e-20, 1, 1e-15, g, g, 0, 0},
+		{"gradients and a little more", 1e-18, 1, 2e-15, 0, 0, 0, 0},
+		{"x and scale", 1, -1e-20, 1e-15, 0, x, x, 0},
+		{"x, scale and epsilon", 1, 1e-20, 1e-17, 0, x, x, x},
+		{"small x and usual gradients", 1e-5, 1e-30, 1, x, x, 0, 0},
+		{"all are small", 1e-20, 1e-20, 1e-20, g, g | x, x, x},
+		{"x is 0", 1e-20, 0, 1, 0, 0, 0, 0},
+		{"scale is 0", 1e-20, 1e-5, 0, 0, 0, 0, 0},
+		{"gradients are 0", 0, 1e-20, 1, 0, 0, 0, 0},
+		{"large x", 1e-30, 1e20, 1, 0, 0, 0, 0},
+		{"large scale", 1e-30, 1, 1e20, 0, 0, 0, 0},
+		{"x is NaN", 1e-20, nan, 1e-20, g, g, 0, 0},
+		{"gradients are NaN", nan, 1e-20, 1e-20, 0, x, x, x},
+		{"scale is NaN", 1e-20, 1e-20, nan, g, g, 0, 0},
+	}
+	shapes := []Shape{{Outer: 3, Channels: 24, Inner: 50}, {Outer: 100, Channels: 26, Inner: 1}, {Outer: 5, Channels: 1003, Inner: 1},
+		{Outer: 9, Channels: 37, Inner: 3}, {Outer: 1, Channels: 23, Inner: 7}}
+	forEachTinyShape(t, shapes, func(t *testing.T, p *Plan, mask *Mask, n int) {
+		s := p.shape
+		for shift := range 3 * len(cases) { // all channels of one kind, all in turn, and few of a kind
+			w := p.acquire(mask, n, false)
+			at, next := w.sampledValues()
+			of := func(c int) int {
+				switch {
+				case shift < len(cases):
+					return shift
+				case shift < 2*len(cases):
+					return (shift + c*c/5) % len(cases)
+				case c%697 == 3:
+					return shift - 2*len(cases)
+				}
+				return 0
+			}
+			values, dy, gamma := make([]float32, s.Len()), make([]float32, s.Len()), make([]float32, s.Channels)
+			for c := range s.Channels {
+				k := cases[of(c)]
+				for _, i := range at {
+					values[i+c*next], dy[i+c*next] = k.x, k.dy
+				}
+				gamma[c], w.channels.scale[c], w.channels.form[c] = k.scale, float64(k.scale), 0
+			}
+			clear(w.channels.mean)
+			check := func(pass string, c call, want func(c int) byte) {
+				t.Helper()
+				c.source = w.source
+				w.call = c
+				w.sample(bothPhases)
+				for c := range s.Channels {
+					if got := w.tinyOf(c); got != want(c) {
+						t.Errorf("%s: %s, channel %d: tiny numbers are %b, want %b", cases[of(c)].name, pass, c, got, want(c))
+					}
+				}
+			}
+			check("backward, identity", call{backward: true, apply: stage{x: values, dy: dy}}, func(c int) byte { return cases[of(c)].identity })
+			check("backward, ReLU", call{backward: true, apply: stage{x: values, dy: dy, act: ReLU}}, func(c int) byte { return cases[of(c)].relu })
+			check("inference", call{affines: true, apply: stage{x: values}}, func(c int) byte { return cases[of(c)].inference })
+			check("forward", call{gamma: gamma, apply: stage{x: values}}, func(c int) byte { return cases[of(c)].statistics })
+			check("forward without gamma", call{apply: stage{x: values}}, func(int) byte { return 0 })
 			p.release(w)
 		}
 	})

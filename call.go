@@ -50,6 +50,8 @@ type call struct {
 	// of exactly 0 are sums of zeros.
 	least   float64
 	anyTiny bool // numbers of channels are tiny (tiny.go)
+	// mostInvStd is the invstd of a channel without deviations.
+	mostInvStd float64
 	// Some channels are marked in large (large.go).
 	anyLarge bool
 	anySmall bool // some of them as channels of small values

@@ -112,7 +112,9 @@ type channelArgs struct {
 	probeInverse         float64 // 1/probeCount, like inverse
 	epsilon, correction  float64
 	x                    []float32
-	most, least          float32      // magnitudes that channelTiny looks for: up to most, and from least on
+	most, least          float32      // magnitudes that channelTiny looks at closely: up to most, and from least on
+	tiny                 float32      // the largest of tiny magnitudes
+	product, scaled      float32      // the bits of the largest tiny products plus those of 1: with other values, and with factors
 	rows, probe          int          // of x, and those of the probe
 	stride               int          // bytes from a row of x to the next
 	settled              float64      // bits: all ones where sums are final, 0 otherwise
@@ -224,8 +226,9 @@ const (
 	channelRecords64
 
 	// channelTiny looks at four values of each channel: x, gamma, beta and running. A channel
-	// is unusual if none of them exceeds most, and not all are 0, or if the first one is finite and
-	// at least least.
+	// is unusual if the first one is finite and at least least, or if none of them exceeds most, not all are 0, and
+	// their largest magnitude is at most tiny, or has tiny products: with the largest of four other values, neg, a,
+	// b and k1, if these are given, or with a factor of the channel, in runningVar or in scale, if there is one.
 	channelTiny
 )
 

@@ -106,6 +106,9 @@ func channelCases() map[string]channelCase {
 		"gradients64 not saved":  {channelGradients64, "sumA sumB mean invstd", "dgamma dbeta otherA otherB", false, gradients64Case},
 		"strip":                  {channelStrip, "x", "shift sumA sumB", false, stripCase},
 		"tiny":                   {channelTiny, "first gamma beta running", "", true, tinyCase},
+		"tiny products":          {channelTiny, "first gamma beta running neg a b k1 scale", "", true, tinyCase},
+		"tiny scales":            {channelTiny, "first gamma beta running scale", "", true, tinyCase},
+		"tiny factors":           {channelTiny, "first gamma beta running runningVar", "", true, tinyCase},
 		"track": {channelTrack, "mean", "running", false, func(a *channelArgs, c int) bool {
 			a.running[c] = NewWeight(a.weight).update(a.running[c], a.mean[c]*a.count)
 			return true
@@ -114,17 +117,31 @@ func channelCases() map[string]channelCase {
 }
 
 func tinyCase(a *channelArgs, c int) bool {
-	most := float32(0)
 	if v := scalar.Abs(a.x[c]); v >= a.least && v <= math.MaxFloat32 {
 		return false
 	}
-	for _, v := range []float32{a.x[c], a.gamma[c], a.beta[c], a.running[c]} {
-		if v = scalar.Abs(v); !(v <= a.most) {
-			return true
+	largest := func(lists ...[]float32) (most uint32) {
+		for _, list := range lists {
+			most = max(most, magnitudeBits(list[c]))
 		}
-		most = max(most, v)
+		return most
 	}
-	return most == 0
+	most := largest(a.x, a.gamma, a.beta, a.running)
+	if most == 0 || most > math.Float32bits(a.most) {
+		return true
+	}
+	isTiny := func(other uint32, limit float32) bool { return other != 0 && most+other <= math.Float32bits(limit) }
+	switch {
+	case most <= math.Float32bits(a.tiny):
+		return false
+	case a.neg != nil && isTiny(largest(a.neg, a.a, a.b, a.k1), a.product):
+		return false
+	case a.runningVar != nil:
+		return !isTiny(largest(a.runningVar), a.scaled)
+	case a.scale != nil:
+		return !isTiny(magnitudeBits(float32(a.scale[c])), a.scaled)
+	}
+	return true
 }
 
 // stripCase takes the moment of a column as the kernels of cols and the functions for a
@@ -335,7 +352,12 @@ func (s *channelSet) set(seed uint64) {
 	case seed%35 == 1:
 		a.epsilon = sureMax * []float64{1.01, 0.7, 0.3, 0.2}[seed/35%4]
 	}
-	a.most, a.least = tinyMost, hugeLeast
+	a.most, a.least, a.tiny = tinyMost, hugeLeast, tinyMost
+	if a.scale != nil || a.runningVar != nil {
+		a.most = smallFirst
+	}
+	a.product = math.Float32frombits(tinyProductBits)
+	a.scaled = math.Float32frombits(tinyProductBits + uint32(seed%3)*(3<<23))
 	a.cross, a.close = 1-a.weight, math.Inf(1)
 	if seed%3 == 0 {
 		a.close = ownInvStd
@@ -377,9 +399,11 @@ func (s *channelSet) set(seed uint64) {
 		if s.kernel == channelTiny { // each of the values is tiny, 0, NaN, infinite, huge or just too large in some channels
 			for c := range values {
 				values[c] = []float64{tinyMost, -1e-39, 0, 1e-45, tinyMost * 1.001, math.NaN(), 1, math.Inf(-1),
-					hugeLeast, -hugeLeast * (1 - 0x1p-24)}[(int(seed)*7+i+c*c)>>(int(seed)%3*2)%10]
+					hugeLeast, -hugeLeast * (1 - 0x1p-24), smallFirst, 1e-20, -3e-14, smallFirst * 1.001}[(int(seed)*7+i+c*c)>>(int(seed)%3*2)%14]
 				if seed%4 != 0 && c != int(seed/4)%len(values) {
 					values[c] = 1
+				} else if seed%2 == 0 && a.most > a.tiny { // products decide
+					values[c] = math.Ldexp(1+float64(seed%5)/4, -[]int{31, 40, 54, 56, 60, 80, 109, 111}[(int(seed)*5+i/4*3+c)%8])
 				}
 			}
 		}

@@ -68,6 +68,9 @@ var takenAgainOf = map[string][2]int{
 	"gamma = 1e-40 in one channel": {takenOnce, takenOnce},
 	"mean 1e30, deviation 1e25":    {takenAgain, takenOnce},
 	"mean 1e35, deviation 1e30":    {takenAgain, takenOnce},
+	"dy * 1e-30, x * 1e-9":         {takenOnce, takenOnce},
+	"dy * 1e-25, gamma = 1e-15":    {takenOnce, takenOnce},
+	"x * 1e-12, gamma = 1e-28":     {takenOnce, takenOnce},
 	"kinds in turn":                {someAgain, takenOnce},
 }
 

@@ -123,7 +123,7 @@ func TestSubnormalGradients(t *testing.T) {
 			p.act, p.epsilon = batchnorm.Sigmoid, 0
 			p.gamma, p.beta = []float32{1, -0.5, 0.25}, []float32{40, -42, 41}
 			for i := range p.x {
-				p.x[i] = float32(math.Ldexp(float64(p.x[i]), -50)) // so that dx is a normal number
+				p.x[i] = float32(math.Ldexp(float64(p.x[i]), -20)) // so that dx is a normal number
 				p.dy[i] = float32(math.Ldexp(float64(p.dy[i]), exponent))
 			}
 			got := p.checkSame(t, configs(), slices.Clone)

@@ -17714,38 +17714,96 @@ quick1:
 	SUBQ $8, R9
 	JNE quick1
 	VTESTPS Y4, Y4
-	JNE channels2
+	JNE closely2
 	MOVQ $0, AX
-	JMP end4
-channels2:
+	JMP end5
+closely2:
+	MOVQ $0, R8
+channels3:
 	VXORPS Y4, Y4, Y4
-	VANDPS (CX), Y0, Y3
+	VANDPS (CX)(R8*1), Y0, Y3
 	VCMPPS $0x12, Y3, Y2, Y5
 	VMOVUPS constants<>+1024(SB), Y14
 	VCMPPS $0x1e, Y3, Y14, Y14
 	VANDPS Y14, Y5, Y5
 	VPMAXSD Y3, Y4, Y4
-	ADDQ $32, CX
-	VANDPS (DX), Y0, Y3
+	VANDPS (DX)(R8*1), Y0, Y3
 	VPMAXSD Y3, Y4, Y4
-	ADDQ $32, DX
-	VANDPS (SI), Y0, Y3
+	VANDPS (SI)(R8*1), Y0, Y3
 	VPMAXSD Y3, Y4, Y4
-	ADDQ $32, SI
-	VANDPS (DI), Y0, Y3
+	VANDPS (DI)(R8*1), Y0, Y3
 	VPMAXSD Y3, Y4, Y4
-	ADDQ $32, DI
 	VCMPPS $0x12, Y1, Y4, Y3
 	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y4, Y4
-	VANDPS Y4, Y3, Y3
+	VCMPPS $0x1e, Y14, Y4, Y14
+	VANDPS Y14, Y3, Y3
+	VTESTPS Y3, Y3
+	JEQ decided10
+	LEAQ channelArgs_tiny(R14), BX
+	VBROADCASTSS (BX), Y6
+	VCMPPS $0x12, Y6, Y4, Y6
+	MOVQ channelArgs_neg(R14), R9
+	SUBQ $0, R9
+	JEQ factors6
+	VXORPS Y7, Y7, Y7
+	MOVQ channelArgs_neg(R14), R9
+	VANDPS (R9)(R8*1), Y0, Y8
+	VPMAXSD Y8, Y7, Y7
+	MOVQ channelArgs_a(R14), R9
+	VANDPS (R9)(R8*1), Y0, Y8
+	VPMAXSD Y8, Y7, Y7
+	MOVQ channelArgs_b(R14), R9
+	VANDPS (R9)(R8*1), Y0, Y8
+	VPMAXSD Y8, Y7, Y7
+	MOVQ channelArgs_k1(R14), R9
+	VANDPS (R9)(R8*1), Y0, Y8
+	VPMAXSD Y8, Y7, Y7
+	VXORPS Y14, Y14, Y14
+	VCMPPS $0x1e, Y14, Y7, Y8
+	VPMINSD constants<>+1056(SB), Y7, Y7
+	VPADDD Y4, Y7, Y7
+	LEAQ channelArgs_product(R14), BX
+	VBROADCASTSS (BX), Y14
+	VPCMPGTD Y14, Y7, Y7
+	VANDNPS Y8, Y7, Y7
+	VORPS Y7, Y6, Y6
+factors6:
+	MOVQ channelArgs_runningVar(R14), R9
+	SUBQ $0, R9
+	JEQ scale7
+	VANDPS (R9)(R8*1), Y0, Y7
+	JMP factor8
+scale7:
+	MOVQ channelArgs_scale(R14), R9
+	SUBQ $0, R9
+	JEQ looked9
+	VMOVUPS (R9)(R8*2), Y7
+	VMOVUPS 32(R9)(R8*2), Y8
+	VCVTPD2PSY Y7, X7
+	VCVTPD2PSY Y8, X14
+	VINSERTF128 $1, X14, Y7, Y7
+	VANDPS Y7, Y0, Y7
+factor8:
+	VXORPS Y14, Y14, Y14
+	VCMPPS $0x1e, Y14, Y7, Y8
+	VPMINSD constants<>+1056(SB), Y7, Y7
+	VPADDD Y4, Y7, Y7
+	LEAQ channelArgs_scaled(R14), BX
+	VBROADCASTSS (BX), Y14
+	VPCMPGTD Y14, Y7, Y7
+	VANDNPS Y8, Y7, Y7
+	VORPS Y7, Y6, Y6
+looked9:
+	VANDPS Y6, Y3, Y3
+decided10:
 	VORPS Y5, Y3, Y3
 	VTESTPS Y3, Y3
-	JNE end4
-next3:
+	JNE end5
+	ADDQ $32, R8
+next4:
 	SUBQ $8, AX
-	JNE channels2
-end4:
+	JNE channels3
+end5:
 	MOVQ AX, channelArgs_n(R14)
 	VZEROUPPER
 	RET
@@ -17799,7 +17857,7 @@ TEXT ·actLeakyReLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 TEXT ·actLeakyReLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS constants<>+0(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y2
-	VMOVUPS constants<>+1056(SB), Y13
+	VMOVUPS constants<>+1088(SB), Y13
 	VBROADCASTSS 392(R14), Y12
 	VBLENDVPS Y2, Y13, Y12, Y2
 	VCMPPS $0x1e, Y14, Y3, Y3
@@ -17826,7 +17884,7 @@ TEXT ·actClipSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VCMPPS $0x1e, Y14, Y2, Y6
 	VBROADCASTSS 396(R14), Y13
 	VCMPPS $0x1e, Y2, Y13, Y2
-	VMOVUPS constants<>+1056(SB), Y12
+	VMOVUPS constants<>+1088(SB), Y12
 	VANDPS Y12, Y6, Y6
 	VANDPS Y2, Y6, Y2
 	VCMPPS $0x1e, Y14, Y3, Y6
@@ -17843,13 +17901,13 @@ TEXT ·actClipSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y5, Y6, Y5
 	RET
 TEXT ·actHardSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS constants<>+1088(SB), Y14
+	VMOVUPS constants<>+1120(SB), Y14
 	VMAXPS Y2, Y14, Y2
-	VMOVUPS constants<>+1120(SB), Y13
+	VMOVUPS constants<>+1152(SB), Y13
 	VADDPS Y13, Y2, Y2
-	VMOVUPS constants<>+1152(SB), Y12
+	VMOVUPS constants<>+1184(SB), Y12
 	VMINPS Y2, Y12, Y2
-	VMOVUPS constants<>+1184(SB), Y11
+	VMOVUPS constants<>+1216(SB), Y11
 	VMULPS Y11, Y2, Y2
 	VMAXPS Y3, Y14, Y3
 	VADDPS Y13, Y3, Y3
@@ -17865,11 +17923,11 @@ TEXT ·actHardSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMULPS Y11, Y5, Y5
 	RET
 TEXT ·actHardSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS constants<>+1088(SB), Y14
+	VMOVUPS constants<>+1120(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y6
-	VMOVUPS constants<>+1120(SB), Y13
+	VMOVUPS constants<>+1152(SB), Y13
 	VCMPPS $0x1e, Y2, Y13, Y2
-	VMOVUPS constants<>+1184(SB), Y12
+	VMOVUPS constants<>+1216(SB), Y12
 	VANDPS Y12, Y6, Y6
 	VANDPS Y6, Y2, Y2
 	VCMPPS $0x1e, Y14, Y3, Y6
@@ -17886,13 +17944,13 @@ TEXT ·actHardSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y6, Y5, Y5
 	RET
 TEXT ·actHardSwishValue<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS constants<>+1088(SB), Y14
+	VMOVUPS constants<>+1120(SB), Y14
 	VMAXPS Y2, Y14, Y2
-	VMOVUPS constants<>+1120(SB), Y13
+	VMOVUPS constants<>+1152(SB), Y13
 	VADDPS Y13, Y2, Y6
-	VMOVUPS constants<>+1152(SB), Y12
+	VMOVUPS constants<>+1184(SB), Y12
 	VMINPS Y6, Y12, Y6
-	VMOVUPS constants<>+1184(SB), Y11
+	VMOVUPS constants<>+1216(SB), Y11
 	VMULPS Y11, Y6, Y6
 	VMULPS Y2, Y6, Y2
 	VMAXPS Y3, Y14, Y3
@@ -17912,15 +17970,15 @@ TEXT ·actHardSwishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMULPS Y5, Y6, Y5
 	RET
 TEXT ·actHardSwishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS constants<>+1216(SB), Y14
+	VMOVUPS constants<>+1248(SB), Y14
 	VMULPS Y14, Y2, Y6
-	VMOVUPS constants<>+1248(SB), Y13
+	VMOVUPS constants<>+1280(SB), Y13
 	VADDPS Y13, Y6, Y6
-	VMOVUPS constants<>+1120(SB), Y12
+	VMOVUPS constants<>+1152(SB), Y12
 	VCMPPS $0x12, Y12, Y2, Y7
-	VMOVUPS constants<>+1056(SB), Y11
+	VMOVUPS constants<>+1088(SB), Y11
 	VBLENDVPS Y7, Y6, Y11, Y7
-	VMOVUPS constants<>+1088(SB), Y10
+	VMOVUPS constants<>+1120(SB), Y10
 	VCMPPS $0x12, Y2, Y10, Y2
 	VANDPS Y7, Y2, Y2
 	VMULPS Y14, Y3, Y6
@@ -17955,45 +18013,33 @@ TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD constants<>+1280(SB), Y9, Y10
+	VPCMPGTD constants<>+1312(SB), Y9, Y10
 	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS constants<>+1312(SB), Y14
+	VMOVUPS constants<>+1344(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS constants<>+1344(SB), Y14
+	VMOVUPS constants<>+1376(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS constants<>+1376(SB), Y6, Y14
+	VPERMPS constants<>+1408(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS constants<>+1376(SB), Y7, Y14
+	VPERMPS constants<>+1408(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS constants<>+1376(SB), Y8, Y14
+	VPERMPS constants<>+1408(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS constants<>+1376(SB), Y9, Y14
+	VPERMPS constants<>+1408(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS constants<>+1408(SB), Y6, Y10
-	VPERMPS constants<>+1408(SB), Y7, Y11
-	VPERMPS constants<>+1408(SB), Y8, Y12
-	VPERMPS constants<>+1408(SB), Y9, Y13
-	VPERMPS constants<>+1440(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS constants<>+1440(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS constants<>+1440(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS constants<>+1440(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+1440(SB), Y6, Y10
+	VPERMPS constants<>+1440(SB), Y7, Y11
+	VPERMPS constants<>+1440(SB), Y8, Y12
+	VPERMPS constants<>+1440(SB), Y9, Y13
 	VPERMPS constants<>+1472(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -18042,32 +18088,44 @@ near1:
 	VPERMPS constants<>+1568(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+1600(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS constants<>+1600(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS constants<>+1600(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS constants<>+1600(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS constants<>+1600(SB), Y6, Y6
-	VPERMPS constants<>+1600(SB), Y7, Y7
-	VPERMPS constants<>+1600(SB), Y8, Y8
-	VPERMPS constants<>+1600(SB), Y9, Y9
+	VPERMPS constants<>+1632(SB), Y6, Y6
+	VPERMPS constants<>+1632(SB), Y7, Y7
+	VPERMPS constants<>+1632(SB), Y8, Y8
+	VPERMPS constants<>+1632(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
 	VMOVUPS 0(R14), Y6
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
 	VMOVUPS 32(R14), Y7
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
 	VMOVUPS 64(R14), Y8
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
 	VMOVUPS 96(R14), Y9
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
 	CMPQ 416(R14), $1
@@ -18076,7 +18134,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS constants<>+1280(SB), Y14
+	VMOVUPS constants<>+1312(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -18115,18 +18173,18 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS constants<>+1632(SB), Y14
+	VMOVUPS constants<>+1664(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
-	VPCMPGTD constants<>+1664(SB), Y9, Y12
+	VPCMPGTD constants<>+1696(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ pairs13
 	MOVQ $3, 416(R14)
 	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS constants<>+1696(SB), Y14
+	VMOVUPS constants<>+1728(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -18151,40 +18209,40 @@ loop14:
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
-	VPMINSD constants<>+1728(SB), Y13, Y13
-	VMULPS constants<>+1760(SB), Y13, Y11
-	VADDPS constants<>+1344(SB), Y11, Y11
-	VSUBPS constants<>+1344(SB), Y11, Y10
+	VPMINSD constants<>+1760(SB), Y13, Y13
+	VMULPS constants<>+1792(SB), Y13, Y11
+	VADDPS constants<>+1376(SB), Y11, Y11
+	VSUBPS constants<>+1376(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS constants<>+1792(SB), Y10, Y8
+	VMULPS constants<>+1824(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS constants<>+1824(SB), Y10, Y10
-	VPERMPS constants<>+1856(SB), Y11, Y7
+	VMULPS constants<>+1856(SB), Y10, Y10
+	VPERMPS constants<>+1888(SB), Y11, Y7
 	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS constants<>+1888(SB), Y11, Y10
+	VPERMPS constants<>+1920(SB), Y11, Y10
 	VPADDD Y6, Y10, Y6
-	VMULPS constants<>+1920(SB), Y8, Y7
-	VADDPS constants<>+1952(SB), Y7, Y7
+	VMULPS constants<>+1952(SB), Y8, Y7
+	VADDPS constants<>+1984(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VADDPS constants<>+1248(SB), Y7, Y7
+	VADDPS constants<>+1280(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS constants<>+1056(SB), Y7, Y7
+	VSUBPS constants<>+1088(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD constants<>+1984(SB), Y8, Y10
-	VMULPS constants<>+2016(SB), Y10, Y10
-	VADDPS constants<>+2048(SB), Y10, Y11
+	VPMAXSD constants<>+2016(SB), Y8, Y10
+	VMULPS constants<>+2048(SB), Y10, Y10
+	VADDPS constants<>+2080(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VADDPS Y7, Y6, Y13
-	VADDPS constants<>+2080(SB), Y13, Y8
-	VPADDD constants<>+2112(SB), Y8, Y8
-	VPADDD constants<>+2144(SB), Y13, Y13
+	VADDPS constants<>+2112(SB), Y13, Y8
+	VPADDD constants<>+2144(SB), Y8, Y8
+	VPADDD constants<>+2176(SB), Y13, Y13
 	VPMAXSD Y8, Y13, Y13
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y13, Y14, Y8
 	VPMINSD Y8, Y12, Y12
 	VPMAXSD Y13, Y12, Y12
@@ -18231,54 +18289,54 @@ pairs13:
 loop16:
 	VMOVUPS 128(R14)(AX*1), Y2
 	VMOVUPS 160(R14)(AX*1), Y8
-	VMULPS constants<>+1760(SB), Y2, Y7
-	VMULPS constants<>+1760(SB), Y8, Y13
-	VADDPS constants<>+1344(SB), Y7, Y7
-	VADDPS constants<>+1344(SB), Y13, Y13
-	VSUBPS constants<>+1344(SB), Y7, Y6
-	VSUBPS constants<>+1344(SB), Y13, Y12
+	VMULPS constants<>+1792(SB), Y2, Y7
+	VMULPS constants<>+1792(SB), Y8, Y13
+	VADDPS constants<>+1376(SB), Y7, Y7
+	VADDPS constants<>+1376(SB), Y13, Y13
+	VSUBPS constants<>+1376(SB), Y7, Y6
+	VSUBPS constants<>+1376(SB), Y13, Y12
 	VPSLLD $20, Y7, Y3
 	VPSLLD $20, Y13, Y9
-	VMULPS constants<>+1792(SB), Y6, Y5
-	VMULPS constants<>+1792(SB), Y12, Y11
+	VMULPS constants<>+1824(SB), Y6, Y5
+	VMULPS constants<>+1824(SB), Y12, Y11
 	VADDPS Y5, Y2, Y5
 	VADDPS Y11, Y8, Y11
-	VMULPS constants<>+1824(SB), Y6, Y6
-	VMULPS constants<>+1824(SB), Y12, Y12
-	VPERMPS constants<>+1856(SB), Y7, Y4
-	VPERMPS constants<>+1856(SB), Y13, Y10
+	VMULPS constants<>+1856(SB), Y6, Y6
+	VMULPS constants<>+1856(SB), Y12, Y12
+	VPERMPS constants<>+1888(SB), Y7, Y4
+	VPERMPS constants<>+1888(SB), Y13, Y10
 	VADDPS Y4, Y6, Y6
 	VADDPS Y10, Y12, Y12
 	VADDPS Y6, Y5, Y5
 	VADDPS Y12, Y11, Y11
-	VPERMPS constants<>+1888(SB), Y7, Y6
-	VPERMPS constants<>+1888(SB), Y13, Y12
+	VPERMPS constants<>+1920(SB), Y7, Y6
+	VPERMPS constants<>+1920(SB), Y13, Y12
 	VPADDD Y3, Y6, Y3
 	VPADDD Y9, Y12, Y9
-	VMULPS constants<>+1920(SB), Y5, Y4
-	VMULPS constants<>+1920(SB), Y11, Y10
-	VADDPS constants<>+1952(SB), Y4, Y4
-	VADDPS constants<>+1952(SB), Y10, Y10
+	VMULPS constants<>+1952(SB), Y5, Y4
+	VMULPS constants<>+1952(SB), Y11, Y10
+	VADDPS constants<>+1984(SB), Y4, Y4
+	VADDPS constants<>+1984(SB), Y10, Y10
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VADDPS constants<>+1248(SB), Y4, Y4
-	VADDPS constants<>+1248(SB), Y10, Y10
+	VADDPS constants<>+1280(SB), Y4, Y4
+	VADDPS constants<>+1280(SB), Y10, Y10
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VSUBPS constants<>+1056(SB), Y4, Y4
-	VSUBPS constants<>+1056(SB), Y10, Y10
+	VSUBPS constants<>+1088(SB), Y4, Y4
+	VSUBPS constants<>+1088(SB), Y10, Y10
 	VMULPS Y5, Y3, Y5
 	VMULPS Y11, Y9, Y11
 	VMULPS Y4, Y5, Y4
 	VMULPS Y10, Y11, Y10
 	VADDPS Y4, Y3, Y5
 	VADDPS Y10, Y9, Y11
-	VPMAXSD constants<>+1984(SB), Y5, Y6
-	VPMAXSD constants<>+1984(SB), Y11, Y12
-	VMULPS constants<>+2016(SB), Y6, Y6
-	VMULPS constants<>+2016(SB), Y12, Y12
-	VADDPS constants<>+2048(SB), Y6, Y7
-	VADDPS constants<>+2048(SB), Y12, Y13
+	VPMAXSD constants<>+2016(SB), Y5, Y6
+	VPMAXSD constants<>+2016(SB), Y11, Y12
+	VMULPS constants<>+2048(SB), Y6, Y6
+	VMULPS constants<>+2048(SB), Y12, Y12
+	VADDPS constants<>+2080(SB), Y6, Y7
+	VADDPS constants<>+2080(SB), Y12, Y13
 	VMULPS Y6, Y5, Y5
 	VMULPS Y12, Y11, Y11
 	VMULPS Y7, Y5, Y5
@@ -18287,11 +18345,11 @@ loop16:
 	VADDPS Y11, Y10, Y10
 	VADDPS Y4, Y3, Y2
 	VADDPS Y10, Y9, Y8
-	VMULPS constants<>+2176(SB), Y2, Y2
-	VMULPS constants<>+2176(SB), Y8, Y8
+	VMULPS constants<>+2208(SB), Y2, Y2
+	VMULPS constants<>+2208(SB), Y8, Y8
 	VMOVUPS 0(R14)(AX*1), Y7
 	VMOVUPS 32(R14)(AX*1), Y13
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y2, Y14, Y5
 	VSUBPS Y8, Y14, Y11
 	VPMINSD Y5, Y7, Y7
@@ -18322,45 +18380,33 @@ TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD constants<>+1280(SB), Y9, Y10
+	VPCMPGTD constants<>+1312(SB), Y9, Y10
 	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS constants<>+1312(SB), Y14
+	VMOVUPS constants<>+1344(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS constants<>+1344(SB), Y14
+	VMOVUPS constants<>+1376(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS constants<>+1376(SB), Y6, Y14
+	VPERMPS constants<>+1408(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS constants<>+1376(SB), Y7, Y14
+	VPERMPS constants<>+1408(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS constants<>+1376(SB), Y8, Y14
+	VPERMPS constants<>+1408(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS constants<>+1376(SB), Y9, Y14
+	VPERMPS constants<>+1408(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS constants<>+1408(SB), Y6, Y10
-	VPERMPS constants<>+1408(SB), Y7, Y11
-	VPERMPS constants<>+1408(SB), Y8, Y12
-	VPERMPS constants<>+1408(SB), Y9, Y13
-	VPERMPS constants<>+1440(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS constants<>+1440(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS constants<>+1440(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS constants<>+1440(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+1440(SB), Y6, Y10
+	VPERMPS constants<>+1440(SB), Y7, Y11
+	VPERMPS constants<>+1440(SB), Y8, Y12
+	VPERMPS constants<>+1440(SB), Y9, Y13
 	VPERMPS constants<>+1472(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -18409,14 +18455,26 @@ near1:
 	VPERMPS constants<>+1568(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+1600(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS constants<>+1600(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS constants<>+1600(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS constants<>+1600(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS constants<>+1600(SB), Y6, Y6
-	VPERMPS constants<>+1600(SB), Y7, Y7
-	VPERMPS constants<>+1600(SB), Y8, Y8
-	VPERMPS constants<>+1600(SB), Y9, Y9
+	VPERMPS constants<>+1632(SB), Y6, Y6
+	VPERMPS constants<>+1632(SB), Y7, Y7
+	VPERMPS constants<>+1632(SB), Y8, Y8
+	VPERMPS constants<>+1632(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -18439,7 +18497,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS constants<>+1280(SB), Y14
+	VMOVUPS constants<>+1312(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -18478,18 +18536,18 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS constants<>+1632(SB), Y14
+	VMOVUPS constants<>+1664(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
-	VPCMPGTD constants<>+1664(SB), Y9, Y12
+	VPCMPGTD constants<>+1696(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ pairs13
 	MOVQ $3, 416(R14)
 	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS constants<>+1696(SB), Y14
+	VMOVUPS constants<>+1728(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -18514,29 +18572,29 @@ loop14:
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
-	VPMINSD constants<>+1728(SB), Y13, Y13
-	VMULPS constants<>+1760(SB), Y13, Y11
-	VADDPS constants<>+1344(SB), Y11, Y11
-	VSUBPS constants<>+1344(SB), Y11, Y10
+	VPMINSD constants<>+1760(SB), Y13, Y13
+	VMULPS constants<>+1792(SB), Y13, Y11
+	VADDPS constants<>+1376(SB), Y11, Y11
+	VSUBPS constants<>+1376(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS constants<>+1792(SB), Y10, Y8
+	VMULPS constants<>+1824(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS constants<>+1824(SB), Y10, Y10
-	VPERMPS constants<>+1856(SB), Y11, Y7
+	VMULPS constants<>+1856(SB), Y10, Y10
+	VPERMPS constants<>+1888(SB), Y11, Y7
 	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS constants<>+1888(SB), Y11, Y10
+	VPERMPS constants<>+1920(SB), Y11, Y10
 	VPADDD Y6, Y10, Y6
-	VMULPS constants<>+1952(SB), Y8, Y7
-	VADDPS constants<>+2208(SB), Y7, Y7
+	VMULPS constants<>+1984(SB), Y8, Y7
+	VADDPS constants<>+2240(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS constants<>+1056(SB), Y7, Y7
+	VSUBPS constants<>+1088(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD constants<>+1984(SB), Y8, Y10
-	VMULPS constants<>+2016(SB), Y10, Y10
-	VADDPS constants<>+2048(SB), Y10, Y11
+	VPMAXSD constants<>+2016(SB), Y8, Y10
+	VMULPS constants<>+2048(SB), Y10, Y10
+	VADDPS constants<>+2080(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
@@ -18545,9 +18603,9 @@ vector7:
 	VMULPS Y10, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VADDPS Y7, Y6, Y12
-	VADDPS constants<>+2080(SB), Y12, Y13
-	VPADDD constants<>+2112(SB), Y13, Y13
-	VPADDD constants<>+2144(SB), Y12, Y12
+	VADDPS constants<>+2112(SB), Y12, Y13
+	VPADDD constants<>+2144(SB), Y13, Y13
+	VPADDD constants<>+2176(SB), Y12, Y12
 	VPMAXSD Y13, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 next15:
@@ -18592,50 +18650,50 @@ pairs13:
 loop16:
 	VMOVUPS 128(R14)(AX*1), Y2
 	VMOVUPS 160(R14)(AX*1), Y8
-	VMULPS constants<>+1760(SB), Y2, Y7
-	VMULPS constants<>+1760(SB), Y8, Y13
-	VADDPS constants<>+1344(SB), Y7, Y7
-	VADDPS constants<>+1344(SB), Y13, Y13
-	VSUBPS constants<>+1344(SB), Y7, Y6
-	VSUBPS constants<>+1344(SB), Y13, Y12
+	VMULPS constants<>+1792(SB), Y2, Y7
+	VMULPS constants<>+1792(SB), Y8, Y13
+	VADDPS constants<>+1376(SB), Y7, Y7
+	VADDPS constants<>+1376(SB), Y13, Y13
+	VSUBPS constants<>+1376(SB), Y7, Y6
+	VSUBPS constants<>+1376(SB), Y13, Y12
 	VPSLLD $20, Y7, Y3
 	VPSLLD $20, Y13, Y9
-	VMULPS constants<>+1792(SB), Y6, Y5
-	VMULPS constants<>+1792(SB), Y12, Y11
+	VMULPS constants<>+1824(SB), Y6, Y5
+	VMULPS constants<>+1824(SB), Y12, Y11
 	VADDPS Y5, Y2, Y5
 	VADDPS Y11, Y8, Y11
-	VMULPS constants<>+1824(SB), Y6, Y6
-	VMULPS constants<>+1824(SB), Y12, Y12
-	VPERMPS constants<>+1856(SB), Y7, Y4
-	VPERMPS constants<>+1856(SB), Y13, Y10
+	VMULPS constants<>+1856(SB), Y6, Y6
+	VMULPS constants<>+1856(SB), Y12, Y12
+	VPERMPS constants<>+1888(SB), Y7, Y4
+	VPERMPS constants<>+1888(SB), Y13, Y10
 	VADDPS Y4, Y6, Y6
 	VADDPS Y10, Y12, Y12
 	VADDPS Y6, Y5, Y5
 	VADDPS Y12, Y11, Y11
-	VPERMPS constants<>+1888(SB), Y7, Y6
-	VPERMPS constants<>+1888(SB), Y13, Y12
+	VPERMPS constants<>+1920(SB), Y7, Y6
+	VPERMPS constants<>+1920(SB), Y13, Y12
 	VPADDD Y3, Y6, Y3
 	VPADDD Y9, Y12, Y9
-	VMULPS constants<>+1952(SB), Y5, Y4
-	VMULPS constants<>+1952(SB), Y11, Y10
-	VADDPS constants<>+2208(SB), Y4, Y4
-	VADDPS constants<>+2208(SB), Y10, Y10
+	VMULPS constants<>+1984(SB), Y5, Y4
+	VMULPS constants<>+1984(SB), Y11, Y10
+	VADDPS constants<>+2240(SB), Y4, Y4
+	VADDPS constants<>+2240(SB), Y10, Y10
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VSUBPS constants<>+1056(SB), Y4, Y4
-	VSUBPS constants<>+1056(SB), Y10, Y10
+	VSUBPS constants<>+1088(SB), Y4, Y4
+	VSUBPS constants<>+1088(SB), Y10, Y10
 	VMULPS Y5, Y3, Y5
 	VMULPS Y11, Y9, Y11
 	VMULPS Y4, Y5, Y4
 	VMULPS Y10, Y11, Y10
 	VADDPS Y4, Y3, Y5
 	VADDPS Y10, Y9, Y11
-	VPMAXSD constants<>+1984(SB), Y5, Y6
-	VPMAXSD constants<>+1984(SB), Y11, Y12
-	VMULPS constants<>+2016(SB), Y6, Y6
-	VMULPS constants<>+2016(SB), Y12, Y12
-	VADDPS constants<>+2048(SB), Y6, Y7
-	VADDPS constants<>+2048(SB), Y12, Y13
+	VPMAXSD constants<>+2016(SB), Y5, Y6
+	VPMAXSD constants<>+2016(SB), Y11, Y12
+	VMULPS constants<>+2048(SB), Y6, Y6
+	VMULPS constants<>+2048(SB), Y12, Y12
+	VADDPS constants<>+2080(SB), Y6, Y7
+	VADDPS constants<>+2080(SB), Y12, Y13
 	VMULPS Y6, Y5, Y5
 	VMULPS Y12, Y11, Y11
 	VMULPS Y7, Y5, Y5
@@ -18652,8 +18710,8 @@ loop16:
 	VADDPS Y11, Y10, Y10
 	VADDPS Y4, Y3, Y7
 	VADDPS Y10, Y9, Y13
-	VMULPS constants<>+2176(SB), Y7, Y7
-	VMULPS constants<>+2176(SB), Y13, Y13
+	VMULPS constants<>+2208(SB), Y7, Y7
+	VMULPS constants<>+2208(SB), Y13, Y13
 	VMOVUPS Y7, 128(R14)(AX*1)
 	VMOVUPS Y13, 160(R14)(AX*1)
 	SUBQ $64, AX
@@ -18675,17 +18733,17 @@ TEXT ·actTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
-	VMOVUPS constants<>+2240(SB), Y14
+	VMOVUPS constants<>+2272(SB), Y14
 	VMINPS Y2, Y14, Y2
 	VMINPS Y3, Y14, Y3
 	VMINPS Y4, Y14, Y4
 	VMINPS Y5, Y14, Y5
-	VMOVUPS constants<>+2272(SB), Y14
+	VMOVUPS constants<>+2304(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
@@ -18694,30 +18752,18 @@ TEXT ·actTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPSRLD $22, Y7, Y7
 	VPSRLD $22, Y8, Y8
 	VPSRLD $22, Y9, Y9
-	VPERMPS constants<>+2304(SB), Y6, Y14
+	VPERMPS constants<>+2336(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS constants<>+2304(SB), Y7, Y14
+	VPERMPS constants<>+2336(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS constants<>+2304(SB), Y8, Y14
+	VPERMPS constants<>+2336(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS constants<>+2304(SB), Y9, Y14
+	VPERMPS constants<>+2336(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS constants<>+2336(SB), Y6, Y10
-	VPERMPS constants<>+2336(SB), Y7, Y11
-	VPERMPS constants<>+2336(SB), Y8, Y12
-	VPERMPS constants<>+2336(SB), Y9, Y13
-	VPERMPS constants<>+2368(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS constants<>+2368(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS constants<>+2368(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS constants<>+2368(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+2368(SB), Y6, Y10
+	VPERMPS constants<>+2368(SB), Y7, Y11
+	VPERMPS constants<>+2368(SB), Y8, Y12
+	VPERMPS constants<>+2368(SB), Y9, Y13
 	VPERMPS constants<>+2400(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -18778,15 +18824,27 @@ TEXT ·actTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPERMPS constants<>+2528(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+2560(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS constants<>+2560(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS constants<>+2560(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS constants<>+2560(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS constants<>+2560(SB), Y6, Y6
-	VPERMPS constants<>+2560(SB), Y7, Y7
-	VPERMPS constants<>+2560(SB), Y8, Y8
-	VPERMPS constants<>+2560(SB), Y9, Y9
-	VMOVUPS constants<>+2592(SB), Y14
+	VPERMPS constants<>+2592(SB), Y6, Y6
+	VPERMPS constants<>+2592(SB), Y7, Y7
+	VPERMPS constants<>+2592(SB), Y8, Y8
+	VPERMPS constants<>+2592(SB), Y9, Y9
+	VMOVUPS constants<>+2624(SB), Y14
 	VPMINSD Y14, Y2, Y2
 	VPMINSD Y14, Y3, Y3
 	VPMINSD Y14, Y4, Y4
@@ -18825,45 +18883,33 @@ TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD constants<>+1280(SB), Y9, Y10
+	VPCMPGTD constants<>+1312(SB), Y9, Y10
 	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS constants<>+1312(SB), Y14
+	VMOVUPS constants<>+1344(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS constants<>+1344(SB), Y14
+	VMOVUPS constants<>+1376(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS constants<>+2624(SB), Y6, Y14
+	VPERMPS constants<>+2656(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS constants<>+2624(SB), Y7, Y14
+	VPERMPS constants<>+2656(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS constants<>+2624(SB), Y8, Y14
+	VPERMPS constants<>+2656(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS constants<>+2624(SB), Y9, Y14
+	VPERMPS constants<>+2656(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS constants<>+2656(SB), Y6, Y10
-	VPERMPS constants<>+2656(SB), Y7, Y11
-	VPERMPS constants<>+2656(SB), Y8, Y12
-	VPERMPS constants<>+2656(SB), Y9, Y13
-	VPERMPS constants<>+2688(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS constants<>+2688(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS constants<>+2688(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS constants<>+2688(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+2688(SB), Y6, Y10
+	VPERMPS constants<>+2688(SB), Y7, Y11
+	VPERMPS constants<>+2688(SB), Y8, Y12
+	VPERMPS constants<>+2688(SB), Y9, Y13
 	VPERMPS constants<>+2720(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -18924,14 +18970,26 @@ near1:
 	VPERMPS constants<>+2848(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+2880(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS constants<>+2880(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS constants<>+2880(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS constants<>+2880(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS constants<>+2880(SB), Y6, Y6
-	VPERMPS constants<>+2880(SB), Y7, Y7
-	VPERMPS constants<>+2880(SB), Y8, Y8
-	VPERMPS constants<>+2880(SB), Y9, Y9
+	VPERMPS constants<>+2912(SB), Y6, Y6
+	VPERMPS constants<>+2912(SB), Y7, Y7
+	VPERMPS constants<>+2912(SB), Y8, Y8
+	VPERMPS constants<>+2912(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -18950,7 +19008,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS constants<>+1280(SB), Y14
+	VMOVUPS constants<>+1312(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -18989,18 +19047,18 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS constants<>+1632(SB), Y14
+	VMOVUPS constants<>+1664(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
-	VPCMPGTD constants<>+2912(SB), Y9, Y12
+	VPCMPGTD constants<>+2944(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ pairs13
 	MOVQ $3, 416(R14)
 	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS constants<>+1696(SB), Y14
+	VMOVUPS constants<>+1728(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -19026,29 +19084,29 @@ load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
 	VADDPS Y13, Y13, Y13
-	VPMINSD constants<>+1728(SB), Y13, Y13
-	VMULPS constants<>+1760(SB), Y13, Y11
-	VADDPS constants<>+1344(SB), Y11, Y11
-	VSUBPS constants<>+1344(SB), Y11, Y10
+	VPMINSD constants<>+1760(SB), Y13, Y13
+	VMULPS constants<>+1792(SB), Y13, Y11
+	VADDPS constants<>+1376(SB), Y11, Y11
+	VSUBPS constants<>+1376(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS constants<>+1792(SB), Y10, Y8
+	VMULPS constants<>+1824(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS constants<>+1824(SB), Y10, Y10
-	VPERMPS constants<>+1856(SB), Y11, Y7
+	VMULPS constants<>+1856(SB), Y10, Y10
+	VPERMPS constants<>+1888(SB), Y11, Y7
 	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS constants<>+1888(SB), Y11, Y10
+	VPERMPS constants<>+1920(SB), Y11, Y10
 	VPADDD Y6, Y10, Y6
-	VMULPS constants<>+1952(SB), Y8, Y7
-	VADDPS constants<>+2208(SB), Y7, Y7
+	VMULPS constants<>+1984(SB), Y8, Y7
+	VADDPS constants<>+2240(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS constants<>+1056(SB), Y7, Y7
+	VSUBPS constants<>+1088(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD constants<>+1984(SB), Y8, Y10
-	VMULPS constants<>+2016(SB), Y10, Y10
-	VADDPS constants<>+2048(SB), Y10, Y11
+	VPMAXSD constants<>+2016(SB), Y8, Y10
+	VMULPS constants<>+2048(SB), Y10, Y10
+	VADDPS constants<>+2080(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
@@ -19057,9 +19115,9 @@ vector7:
 	VMULPS Y10, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VADDPS Y7, Y6, Y12
-	VADDPS constants<>+2176(SB), Y12, Y13
-	VPADDD constants<>+2944(SB), Y13, Y13
-	VPADDD constants<>+2976(SB), Y12, Y12
+	VADDPS constants<>+2208(SB), Y12, Y13
+	VPADDD constants<>+2976(SB), Y13, Y13
+	VPADDD constants<>+3008(SB), Y12, Y12
 	VPMAXSD Y13, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 next15:
@@ -19106,50 +19164,50 @@ loop16:
 	VMOVUPS 160(R14)(AX*1), Y8
 	VADDPS Y2, Y2, Y2
 	VADDPS Y8, Y8, Y8
-	VMULPS constants<>+1760(SB), Y2, Y7
-	VMULPS constants<>+1760(SB), Y8, Y13
-	VADDPS constants<>+1344(SB), Y7, Y7
-	VADDPS constants<>+1344(SB), Y13, Y13
-	VSUBPS constants<>+1344(SB), Y7, Y6
-	VSUBPS constants<>+1344(SB), Y13, Y12
+	VMULPS constants<>+1792(SB), Y2, Y7
+	VMULPS constants<>+1792(SB), Y8, Y13
+	VADDPS constants<>+1376(SB), Y7, Y7
+	VADDPS constants<>+1376(SB), Y13, Y13
+	VSUBPS constants<>+1376(SB), Y7, Y6
+	VSUBPS constants<>+1376(SB), Y13, Y12
 	VPSLLD $20, Y7, Y3
 	VPSLLD $20, Y13, Y9
-	VMULPS constants<>+1792(SB), Y6, Y5
-	VMULPS constants<>+1792(SB), Y12, Y11
+	VMULPS constants<>+1824(SB), Y6, Y5
+	VMULPS constants<>+1824(SB), Y12, Y11
 	VADDPS Y5, Y2, Y5
 	VADDPS Y11, Y8, Y11
-	VMULPS constants<>+1824(SB), Y6, Y6
-	VMULPS constants<>+1824(SB), Y12, Y12
-	VPERMPS constants<>+1856(SB), Y7, Y4
-	VPERMPS constants<>+1856(SB), Y13, Y10
+	VMULPS constants<>+1856(SB), Y6, Y6
+	VMULPS constants<>+1856(SB), Y12, Y12
+	VPERMPS constants<>+1888(SB), Y7, Y4
+	VPERMPS constants<>+1888(SB), Y13, Y10
 	VADDPS Y4, Y6, Y6
 	VADDPS Y10, Y12, Y12
 	VADDPS Y6, Y5, Y5
 	VADDPS Y12, Y11, Y11
-	VPERMPS constants<>+1888(SB), Y7, Y6
-	VPERMPS constants<>+1888(SB), Y13, Y12
+	VPERMPS constants<>+1920(SB), Y7, Y6
+	VPERMPS constants<>+1920(SB), Y13, Y12
 	VPADDD Y3, Y6, Y3
 	VPADDD Y9, Y12, Y9
-	VMULPS constants<>+1952(SB), Y5, Y4
-	VMULPS constants<>+1952(SB), Y11, Y10
-	VADDPS constants<>+2208(SB), Y4, Y4
-	VADDPS constants<>+2208(SB), Y10, Y10
+	VMULPS constants<>+1984(SB), Y5, Y4
+	VMULPS constants<>+1984(SB), Y11, Y10
+	VADDPS constants<>+2240(SB), Y4, Y4
+	VADDPS constants<>+2240(SB), Y10, Y10
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VSUBPS constants<>+1056(SB), Y4, Y4
-	VSUBPS constants<>+1056(SB), Y10, Y10
+	VSUBPS constants<>+1088(SB), Y4, Y4
+	VSUBPS constants<>+1088(SB), Y10, Y10
 	VMULPS Y5, Y3, Y5
 	VMULPS Y11, Y9, Y11
 	VMULPS Y4, Y5, Y4
 	VMULPS Y10, Y11, Y10
 	VADDPS Y4, Y3, Y5
 	VADDPS Y10, Y9, Y11
-	VPMAXSD constants<>+1984(SB), Y5, Y6
-	VPMAXSD constants<>+1984(SB), Y11, Y12
-	VMULPS constants<>+2016(SB), Y6, Y6
-	VMULPS constants<>+2016(SB), Y12, Y12
-	VADDPS constants<>+2048(SB), Y6, Y7
-	VADDPS constants<>+2048(SB), Y12, Y13
+	VPMAXSD constants<>+2016(SB), Y5, Y6
+	VPMAXSD constants<>+2016(SB), Y11, Y12
+	VMULPS constants<>+2048(SB), Y6, Y6
+	VMULPS constants<>+2048(SB), Y12, Y12
+	VADDPS constants<>+2080(SB), Y6, Y7
+	VADDPS constants<>+2080(SB), Y12, Y13
 	VMULPS Y6, Y5, Y5
 	VMULPS Y12, Y11, Y11
 	VMULPS Y7, Y5, Y5
@@ -19166,8 +19224,8 @@ loop16:
 	VADDPS Y11, Y10, Y10
 	VADDPS Y4, Y3, Y7
 	VADDPS Y10, Y9, Y13
-	VMULPS constants<>+2080(SB), Y7, Y7
-	VMULPS constants<>+2080(SB), Y13, Y13
+	VMULPS constants<>+2112(SB), Y7, Y7
+	VMULPS constants<>+2112(SB), Y13, Y13
 	VMOVUPS Y7, 128(R14)(AX*1)
 	VMOVUPS Y13, 160(R14)(AX*1)
 	SUBQ $64, AX
@@ -19192,45 +19250,33 @@ TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD constants<>+1280(SB), Y9, Y10
+	VPCMPGTD constants<>+1312(SB), Y9, Y10
 	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS constants<>+1312(SB), Y14
+	VMOVUPS constants<>+1344(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS constants<>+1344(SB), Y14
+	VMOVUPS constants<>+1376(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS constants<>+3008(SB), Y6, Y14
+	VPERMPS constants<>+3040(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS constants<>+3008(SB), Y7, Y14
+	VPERMPS constants<>+3040(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS constants<>+3008(SB), Y8, Y14
+	VPERMPS constants<>+3040(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS constants<>+3008(SB), Y9, Y14
+	VPERMPS constants<>+3040(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS constants<>+3040(SB), Y6, Y10
-	VPERMPS constants<>+3040(SB), Y7, Y11
-	VPERMPS constants<>+3040(SB), Y8, Y12
-	VPERMPS constants<>+3040(SB), Y9, Y13
-	VPERMPS constants<>+3072(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS constants<>+3072(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS constants<>+3072(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS constants<>+3072(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+3072(SB), Y6, Y10
+	VPERMPS constants<>+3072(SB), Y7, Y11
+	VPERMPS constants<>+3072(SB), Y8, Y12
+	VPERMPS constants<>+3072(SB), Y9, Y13
 	VPERMPS constants<>+3104(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -19279,14 +19325,26 @@ near1:
 	VPERMPS constants<>+3200(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+3232(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS constants<>+3232(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS constants<>+3232(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS constants<>+3232(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS constants<>+3232(SB), Y6, Y6
-	VPERMPS constants<>+3232(SB), Y7, Y7
-	VPERMPS constants<>+3232(SB), Y8, Y8
-	VPERMPS constants<>+3232(SB), Y9, Y9
+	VPERMPS constants<>+3264(SB), Y6, Y6
+	VPERMPS constants<>+3264(SB), Y7, Y7
+	VPERMPS constants<>+3264(SB), Y8, Y8
+	VPERMPS constants<>+3264(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -19313,7 +19371,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS constants<>+1280(SB), Y14
+	VMOVUPS constants<>+1312(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -19352,18 +19410,18 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS constants<>+1632(SB), Y14
+	VMOVUPS constants<>+1664(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
-	VPCMPGTD constants<>+1664(SB), Y9, Y12
+	VPCMPGTD constants<>+1696(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ pairs13
 	MOVQ $3, 416(R14)
 	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS constants<>+1696(SB), Y14
+	VMOVUPS constants<>+1728(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -19388,42 +19446,42 @@ loop14:
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
-	VPMINSD constants<>+1728(SB), Y13, Y13
-	VMULPS constants<>+1760(SB), Y13, Y11
-	VADDPS constants<>+1344(SB), Y11, Y11
-	VSUBPS constants<>+1344(SB), Y11, Y10
+	VPMINSD constants<>+1760(SB), Y13, Y13
+	VMULPS constants<>+1792(SB), Y13, Y11
+	VADDPS constants<>+1376(SB), Y11, Y11
+	VSUBPS constants<>+1376(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS constants<>+1792(SB), Y10, Y8
+	VMULPS constants<>+1824(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS constants<>+1824(SB), Y10, Y10
-	VPERMPS constants<>+1856(SB), Y11, Y7
+	VMULPS constants<>+1856(SB), Y10, Y10
+	VPERMPS constants<>+1888(SB), Y11, Y7
 	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS constants<>+1888(SB), Y11, Y10
+	VPERMPS constants<>+1920(SB), Y11, Y10
 	VPADDD Y6, Y10, Y6
-	VMULPS constants<>+1952(SB), Y8, Y7
-	VADDPS constants<>+2208(SB), Y7, Y7
+	VMULPS constants<>+1984(SB), Y8, Y7
+	VADDPS constants<>+2240(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS constants<>+1056(SB), Y7, Y7
+	VSUBPS constants<>+1088(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD constants<>+1984(SB), Y8, Y10
-	VMULPS constants<>+2016(SB), Y10, Y10
-	VADDPS constants<>+2048(SB), Y10, Y11
+	VPMAXSD constants<>+2016(SB), Y8, Y10
+	VMULPS constants<>+2048(SB), Y10, Y10
+	VADDPS constants<>+2080(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VMULPS Y13, Y7, Y10
-	VANDPS constants<>+3264(SB), Y13, Y8
+	VANDPS constants<>+3296(SB), Y13, Y8
 	VSUBPS Y8, Y13, Y13
 	VMULPS Y13, Y6, Y13
 	VADDPS Y10, Y13, Y10
 	VMULPS Y8, Y6, Y8
 	VADDPS Y10, Y8, Y8
-	VADDPS constants<>+2080(SB), Y8, Y11
-	VPADDD constants<>+2112(SB), Y11, Y11
-	VPADDD constants<>+2144(SB), Y8, Y8
+	VADDPS constants<>+2112(SB), Y8, Y11
+	VPADDD constants<>+2144(SB), Y11, Y11
+	VPADDD constants<>+2176(SB), Y8, Y8
 	VPMAXSD Y11, Y8, Y8
 	VPMINUD constants<>+32(SB), Y12, Y12
 	VSUBPS Y8, Y12, Y12
@@ -19470,50 +19528,50 @@ pairs13:
 loop16:
 	VMOVUPS 128(R14)(AX*1), Y2
 	VMOVUPS 160(R14)(AX*1), Y8
-	VMULPS constants<>+1760(SB), Y2, Y7
-	VMULPS constants<>+1760(SB), Y8, Y13
-	VADDPS constants<>+1344(SB), Y7, Y7
-	VADDPS constants<>+1344(SB), Y13, Y13
-	VSUBPS constants<>+1344(SB), Y7, Y6
-	VSUBPS constants<>+1344(SB), Y13, Y12
+	VMULPS constants<>+1792(SB), Y2, Y7
+	VMULPS constants<>+1792(SB), Y8, Y13
+	VADDPS constants<>+1376(SB), Y7, Y7
+	VADDPS constants<>+1376(SB), Y13, Y13
+	VSUBPS constants<>+1376(SB), Y7, Y6
+	VSUBPS constants<>+1376(SB), Y13, Y12
 	VPSLLD $20, Y7, Y3
 	VPSLLD $20, Y13, Y9
-	VMULPS constants<>+1792(SB), Y6, Y5
-	VMULPS constants<>+1792(SB), Y12, Y11
+	VMULPS constants<>+1824(SB), Y6, Y5
+	VMULPS constants<>+1824(SB), Y12, Y11
 	VADDPS Y5, Y2, Y5
 	VADDPS Y11, Y8, Y11
-	VMULPS constants<>+1824(SB), Y6, Y6
-	VMULPS constants<>+1824(SB), Y12, Y12
-	VPERMPS constants<>+1856(SB), Y7, Y4
-	VPERMPS constants<>+1856(SB), Y13, Y10
+	VMULPS constants<>+1856(SB), Y6, Y6
+	VMULPS constants<>+1856(SB), Y12, Y12
+	VPERMPS constants<>+1888(SB), Y7, Y4
+	VPERMPS constants<>+1888(SB), Y13, Y10
 	VADDPS Y4, Y6, Y6
 	VADDPS Y10, Y12, Y12
 	VADDPS Y6, Y5, Y5
 	VADDPS Y12, Y11, Y11
-	VPERMPS constants<>+1888(SB), Y7, Y6
-	VPERMPS constants<>+1888(SB), Y13, Y12
+	VPERMPS constants<>+1920(SB), Y7, Y6
+	VPERMPS constants<>+1920(SB), Y13, Y12
 	VPADDD Y3, Y6, Y3
 	VPADDD Y9, Y12, Y9
-	VMULPS constants<>+1952(SB), Y5, Y4
-	VMULPS constants<>+1952(SB), Y11, Y10
-	VADDPS constants<>+2208(SB), Y4, Y4
-	VADDPS constants<>+2208(SB), Y10, Y10
+	VMULPS constants<>+1984(SB), Y5, Y4
+	VMULPS constants<>+1984(SB), Y11, Y10
+	VADDPS constants<>+2240(SB), Y4, Y4
+	VADDPS constants<>+2240(SB), Y10, Y10
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VSUBPS constants<>+1056(SB), Y4, Y4
-	VSUBPS constants<>+1056(SB), Y10, Y10
+	VSUBPS constants<>+1088(SB), Y4, Y4
+	VSUBPS constants<>+1088(SB), Y10, Y10
 	VMULPS Y5, Y3, Y5
 	VMULPS Y11, Y9, Y11
 	VMULPS Y4, Y5, Y4
 	VMULPS Y10, Y11, Y10
 	VADDPS Y4, Y3, Y5
 	VADDPS Y10, Y9, Y11
-	VPMAXSD constants<>+1984(SB), Y5, Y6
-	VPMAXSD constants<>+1984(SB), Y11, Y12
-	VMULPS constants<>+2016(SB), Y6, Y6
-	VMULPS constants<>+2016(SB), Y12, Y12
-	VADDPS constants<>+2048(SB), Y6, Y7
-	VADDPS constants<>+2048(SB), Y12, Y13
+	VPMAXSD constants<>+2016(SB), Y5, Y6
+	VPMAXSD constants<>+2016(SB), Y11, Y12
+	VMULPS constants<>+2048(SB), Y6, Y6
+	VMULPS constants<>+2048(SB), Y12, Y12
+	VADDPS constants<>+2080(SB), Y6, Y7
+	VADDPS constants<>+2080(SB), Y12, Y13
 	VMULPS Y6, Y5, Y5
 	VMULPS Y12, Y11, Y11
 	VMULPS Y7, Y5, Y5
@@ -19522,8 +19580,8 @@ loop16:
 	VADDPS Y11, Y10, Y10
 	VMULPS Y2, Y4, Y6
 	VMULPS Y8, Y10, Y12
-	VANDPS constants<>+3264(SB), Y2, Y5
-	VANDPS constants<>+3264(SB), Y8, Y11
+	VANDPS constants<>+3296(SB), Y2, Y5
+	VANDPS constants<>+3296(SB), Y8, Y11
 	VSUBPS Y5, Y2, Y2
 	VSUBPS Y11, Y8, Y8
 	VMULPS Y2, Y3, Y2
@@ -19534,8 +19592,8 @@ loop16:
 	VMULPS Y11, Y9, Y11
 	VADDPS Y6, Y5, Y5
 	VADDPS Y12, Y11, Y11
-	VMULPS constants<>+2176(SB), Y5, Y5
-	VMULPS constants<>+2176(SB), Y11, Y11
+	VMULPS constants<>+2208(SB), Y5, Y5
+	VMULPS constants<>+2208(SB), Y11, Y11
 	VMOVUPS 0(R14)(AX*1), Y7
 	VMOVUPS 32(R14)(AX*1), Y13
 	VPMINUD constants<>+32(SB), Y7, Y7
@@ -19566,45 +19624,33 @@ TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD constants<>+1280(SB), Y9, Y10
+	VPCMPGTD constants<>+1312(SB), Y9, Y10
 	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS constants<>+1312(SB), Y14
+	VMOVUPS constants<>+1344(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS constants<>+1344(SB), Y14
+	VMOVUPS constants<>+1376(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS constants<>+3296(SB), Y6, Y14
+	VPERMPS constants<>+3328(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS constants<>+3296(SB), Y7, Y14
+	VPERMPS constants<>+3328(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS constants<>+3296(SB), Y8, Y14
+	VPERMPS constants<>+3328(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS constants<>+3296(SB), Y9, Y14
+	VPERMPS constants<>+3328(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS constants<>+3328(SB), Y6, Y10
-	VPERMPS constants<>+3328(SB), Y7, Y11
-	VPERMPS constants<>+3328(SB), Y8, Y12
-	VPERMPS constants<>+3328(SB), Y9, Y13
-	VPERMPS constants<>+3360(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS constants<>+3360(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS constants<>+3360(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS constants<>+3360(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+3360(SB), Y6, Y10
+	VPERMPS constants<>+3360(SB), Y7, Y11
+	VPERMPS constants<>+3360(SB), Y8, Y12
+	VPERMPS constants<>+3360(SB), Y9, Y13
 	VPERMPS constants<>+3392(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -19653,32 +19699,44 @@ near1:
 	VPERMPS constants<>+3488(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+3520(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS constants<>+3520(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS constants<>+3520(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS constants<>+3520(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS constants<>+3520(SB), Y6, Y6
-	VPERMPS constants<>+3520(SB), Y7, Y7
-	VPERMPS constants<>+3520(SB), Y8, Y8
-	VPERMPS constants<>+3520(SB), Y9, Y9
+	VPERMPS constants<>+3552(SB), Y6, Y6
+	VPERMPS constants<>+3552(SB), Y7, Y7
+	VPERMPS constants<>+3552(SB), Y8, Y8
+	VPERMPS constants<>+3552(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
 	VMOVUPS 0(R14), Y6
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
 	VMOVUPS 32(R14), Y7
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
 	VMOVUPS 64(R14), Y8
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
 	VMOVUPS 96(R14), Y9
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
 	CMPQ 416(R14), $1
@@ -19687,7 +19745,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS constants<>+1280(SB), Y14
+	VMOVUPS constants<>+1312(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -19726,18 +19784,18 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS constants<>+1632(SB), Y14
+	VMOVUPS constants<>+1664(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
-	VPCMPGTD constants<>+1664(SB), Y9, Y12
+	VPCMPGTD constants<>+1696(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ pairs13
 	MOVQ $3, 416(R14)
 	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS constants<>+1696(SB), Y14
+	VMOVUPS constants<>+1728(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -19762,50 +19820,50 @@ loop14:
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
-	VPMINSD constants<>+1728(SB), Y13, Y13
-	VMULPS constants<>+1760(SB), Y13, Y11
-	VADDPS constants<>+1344(SB), Y11, Y11
-	VSUBPS constants<>+1344(SB), Y11, Y10
+	VPMINSD constants<>+1760(SB), Y13, Y13
+	VMULPS constants<>+1792(SB), Y13, Y11
+	VADDPS constants<>+1376(SB), Y11, Y11
+	VSUBPS constants<>+1376(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS constants<>+1792(SB), Y10, Y8
+	VMULPS constants<>+1824(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS constants<>+1824(SB), Y10, Y10
-	VPERMPS constants<>+1856(SB), Y11, Y7
+	VMULPS constants<>+1856(SB), Y10, Y10
+	VPERMPS constants<>+1888(SB), Y11, Y7
 	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS constants<>+1888(SB), Y11, Y10
+	VPERMPS constants<>+1920(SB), Y11, Y10
 	VPADDD Y6, Y10, Y6
-	VMULPS constants<>+1952(SB), Y8, Y7
-	VADDPS constants<>+2208(SB), Y7, Y7
+	VMULPS constants<>+1984(SB), Y8, Y7
+	VADDPS constants<>+2240(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS constants<>+1056(SB), Y7, Y7
+	VSUBPS constants<>+1088(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD constants<>+1984(SB), Y8, Y10
-	VMULPS constants<>+2016(SB), Y10, Y10
-	VADDPS constants<>+2048(SB), Y10, Y11
+	VPMAXSD constants<>+2016(SB), Y8, Y10
+	VMULPS constants<>+2048(SB), Y10, Y10
+	VADDPS constants<>+2080(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VMULPS Y11, Y10, Y10
 	VMULPS Y10, Y13, Y10
-	VSUBPS constants<>+1056(SB), Y13, Y13
+	VSUBPS constants<>+1088(SB), Y13, Y13
 	VADDPS Y10, Y13, Y11
 	VMULPS Y11, Y7, Y11
-	VANDPS constants<>+3264(SB), Y13, Y8
+	VANDPS constants<>+3296(SB), Y13, Y8
 	VSUBPS Y8, Y13, Y13
 	VADDPS Y10, Y13, Y13
 	VMULPS Y13, Y6, Y13
 	VADDPS Y11, Y13, Y11
 	VMULPS Y8, Y6, Y8
 	VADDPS Y11, Y8, Y8
-	VADDPS constants<>+2080(SB), Y8, Y13
-	VPADDD constants<>+2112(SB), Y13, Y13
-	VPADDD constants<>+2144(SB), Y8, Y8
+	VADDPS constants<>+2112(SB), Y8, Y13
+	VPADDD constants<>+2144(SB), Y13, Y13
+	VPADDD constants<>+2176(SB), Y8, Y8
 	VPMAXSD Y13, Y8, Y8
 	VXORPS constants<>+32(SB), Y8, Y8
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y8, Y14, Y13
 	VPMINUD Y8, Y12, Y12
 	VPMINSD Y13, Y12, Y12
@@ -19852,50 +19910,50 @@ pairs13:
 loop16:
 	VMOVUPS 128(R14)(AX*1), Y2
 	VMOVUPS 160(R14)(AX*1), Y8
-	VMULPS constants<>+1760(SB), Y2, Y7
-	VMULPS constants<>+1760(SB), Y8, Y13
-	VADDPS constants<>+1344(SB), Y7, Y7
-	VADDPS constants<>+1344(SB), Y13, Y13
-	VSUBPS constants<>+1344(SB), Y7, Y6
-	VSUBPS constants<>+1344(SB), Y13, Y12
+	VMULPS constants<>+1792(SB), Y2, Y7
+	VMULPS constants<>+1792(SB), Y8, Y13
+	VADDPS constants<>+1376(SB), Y7, Y7
+	VADDPS constants<>+1376(SB), Y13, Y13
+	VSUBPS constants<>+1376(SB), Y7, Y6
+	VSUBPS constants<>+1376(SB), Y13, Y12
 	VPSLLD $20, Y7, Y3
 	VPSLLD $20, Y13, Y9
-	VMULPS constants<>+1792(SB), Y6, Y5
-	VMULPS constants<>+1792(SB), Y12, Y11
+	VMULPS constants<>+1824(SB), Y6, Y5
+	VMULPS constants<>+1824(SB), Y12, Y11
 	VADDPS Y5, Y2, Y5
 	VADDPS Y11, Y8, Y11
-	VMULPS constants<>+1824(SB), Y6, Y6
-	VMULPS constants<>+1824(SB), Y12, Y12
-	VPERMPS constants<>+1856(SB), Y7, Y4
-	VPERMPS constants<>+1856(SB), Y13, Y10
+	VMULPS constants<>+1856(SB), Y6, Y6
+	VMULPS constants<>+1856(SB), Y12, Y12
+	VPERMPS constants<>+1888(SB), Y7, Y4
+	VPERMPS constants<>+1888(SB), Y13, Y10
 	VADDPS Y4, Y6, Y6
 	VADDPS Y10, Y12, Y12
 	VADDPS Y6, Y5, Y5
 	VADDPS Y12, Y11, Y11
-	VPERMPS constants<>+1888(SB), Y7, Y6
-	VPERMPS constants<>+1888(SB), Y13, Y12
+	VPERMPS constants<>+1920(SB), Y7, Y6
+	VPERMPS constants<>+1920(SB), Y13, Y12
 	VPADDD Y3, Y6, Y3
 	VPADDD Y9, Y12, Y9
-	VMULPS constants<>+1952(SB), Y5, Y4
-	VMULPS constants<>+1952(SB), Y11, Y10
-	VADDPS constants<>+2208(SB), Y4, Y4
-	VADDPS constants<>+2208(SB), Y10, Y10
+	VMULPS constants<>+1984(SB), Y5, Y4
+	VMULPS constants<>+1984(SB), Y11, Y10
+	VADDPS constants<>+2240(SB), Y4, Y4
+	VADDPS constants<>+2240(SB), Y10, Y10
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VSUBPS constants<>+1056(SB), Y4, Y4
-	VSUBPS constants<>+1056(SB), Y10, Y10
+	VSUBPS constants<>+1088(SB), Y4, Y4
+	VSUBPS constants<>+1088(SB), Y10, Y10
 	VMULPS Y5, Y3, Y5
 	VMULPS Y11, Y9, Y11
 	VMULPS Y4, Y5, Y4
 	VMULPS Y10, Y11, Y10
 	VADDPS Y4, Y3, Y5
 	VADDPS Y10, Y9, Y11
-	VPMAXSD constants<>+1984(SB), Y5, Y6
-	VPMAXSD constants<>+1984(SB), Y11, Y12
-	VMULPS constants<>+2016(SB), Y6, Y6
-	VMULPS constants<>+2016(SB), Y12, Y12
-	VADDPS constants<>+2048(SB), Y6, Y7
-	VADDPS constants<>+2048(SB), Y12, Y13
+	VPMAXSD constants<>+2016(SB), Y5, Y6
+	VPMAXSD constants<>+2016(SB), Y11, Y12
+	VMULPS constants<>+2048(SB), Y6, Y6
+	VMULPS constants<>+2048(SB), Y12, Y12
+	VADDPS constants<>+2080(SB), Y6, Y7
+	VADDPS constants<>+2080(SB), Y12, Y13
 	VMULPS Y6, Y5, Y5
 	VMULPS Y12, Y11, Y11
 	VMULPS Y7, Y5, Y5
@@ -19906,14 +19964,14 @@ loop16:
 	VMULPS Y13, Y12, Y12
 	VMULPS Y6, Y2, Y6
 	VMULPS Y12, Y8, Y12
-	VSUBPS constants<>+1056(SB), Y2, Y2
-	VSUBPS constants<>+1056(SB), Y8, Y8
+	VSUBPS constants<>+1088(SB), Y2, Y2
+	VSUBPS constants<>+1088(SB), Y8, Y8
 	VADDPS Y6, Y2, Y7
 	VADDPS Y12, Y8, Y13
 	VMULPS Y7, Y4, Y7
 	VMULPS Y13, Y10, Y13
-	VANDPS constants<>+3264(SB), Y2, Y5
-	VANDPS constants<>+3264(SB), Y8, Y11
+	VANDPS constants<>+3296(SB), Y2, Y5
+	VANDPS constants<>+3296(SB), Y8, Y11
 	VSUBPS Y5, Y2, Y2
 	VSUBPS Y11, Y8, Y8
 	VADDPS Y6, Y2, Y2
@@ -19926,11 +19984,11 @@ loop16:
 	VMULPS Y11, Y9, Y11
 	VADDPS Y7, Y5, Y5
 	VADDPS Y13, Y11, Y11
-	VMULPS constants<>+3552(SB), Y5, Y5
-	VMULPS constants<>+3552(SB), Y11, Y11
+	VMULPS constants<>+3584(SB), Y5, Y5
+	VMULPS constants<>+3584(SB), Y11, Y11
 	VMOVUPS 0(R14)(AX*1), Y7
 	VMOVUPS 32(R14)(AX*1), Y13
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y5, Y14, Y2
 	VSUBPS Y11, Y14, Y8
 	VPMINUD Y5, Y7, Y7
@@ -19958,17 +20016,17 @@ TEXT ·actELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
-	VMOVUPS constants<>+3584(SB), Y14
+	VMOVUPS constants<>+3616(SB), Y14
 	VMINPS Y2, Y14, Y2
 	VMINPS Y3, Y14, Y3
 	VMINPS Y4, Y14, Y4
 	VMINPS Y5, Y14, Y5
-	VMOVUPS constants<>+3616(SB), Y14
+	VMOVUPS constants<>+3648(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
@@ -19977,30 +20035,18 @@ TEXT ·actELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPSRLD $22, Y7, Y7
 	VPSRLD $22, Y8, Y8
 	VPSRLD $22, Y9, Y9
-	VPERMPS constants<>+3648(SB), Y6, Y14
+	VPERMPS constants<>+3680(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS constants<>+3648(SB), Y7, Y14
+	VPERMPS constants<>+3680(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS constants<>+3648(SB), Y8, Y14
+	VPERMPS constants<>+3680(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS constants<>+3648(SB), Y9, Y14
+	VPERMPS constants<>+3680(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS constants<>+3680(SB), Y6, Y10
-	VPERMPS constants<>+3680(SB), Y7, Y11
-	VPERMPS constants<>+3680(SB), Y8, Y12
-	VPERMPS constants<>+3680(SB), Y9, Y13
-	VPERMPS constants<>+3712(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS constants<>+3712(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS constants<>+3712(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS constants<>+3712(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+3712(SB), Y6, Y10
+	VPERMPS constants<>+3712(SB), Y7, Y11
+	VPERMPS constants<>+3712(SB), Y8, Y12
+	VPERMPS constants<>+3712(SB), Y9, Y13
 	VPERMPS constants<>+3744(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -20061,15 +20107,27 @@ TEXT ·actELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPERMPS constants<>+3872(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+3904(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS constants<>+3904(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS constants<>+3904(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS constants<>+3904(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS constants<>+3904(SB), Y6, Y6
-	VPERMPS constants<>+3904(SB), Y7, Y7
-	VPERMPS constants<>+3904(SB), Y8, Y8
-	VPERMPS constants<>+3904(SB), Y9, Y9
-	VMOVUPS constants<>+3936(SB), Y14
+	VPERMPS constants<>+3936(SB), Y6, Y6
+	VPERMPS constants<>+3936(SB), Y7, Y7
+	VPERMPS constants<>+3936(SB), Y8, Y8
+	VPERMPS constants<>+3936(SB), Y9, Y9
+	VMOVUPS constants<>+3968(SB), Y14
 	VPMINSD Y14, Y2, Y2
 	VPMINSD Y14, Y3, Y3
 	VPMINSD Y14, Y4, Y4
@@ -20116,45 +20174,33 @@ TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD constants<>+1280(SB), Y9, Y10
+	VPCMPGTD constants<>+1312(SB), Y9, Y10
 	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS constants<>+1312(SB), Y14
+	VMOVUPS constants<>+1344(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS constants<>+1344(SB), Y14
+	VMOVUPS constants<>+1376(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS constants<>+3968(SB), Y6, Y14
+	VPERMPS constants<>+4000(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS constants<>+3968(SB), Y7, Y14
+	VPERMPS constants<>+4000(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS constants<>+3968(SB), Y8, Y14
+	VPERMPS constants<>+4000(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS constants<>+3968(SB), Y9, Y14
+	VPERMPS constants<>+4000(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS constants<>+4000(SB), Y6, Y10
-	VPERMPS constants<>+4000(SB), Y7, Y11
-	VPERMPS constants<>+4000(SB), Y8, Y12
-	VPERMPS constants<>+4000(SB), Y9, Y13
-	VPERMPS constants<>+4032(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS constants<>+4032(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS constants<>+4032(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS constants<>+4032(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+4032(SB), Y6, Y10
+	VPERMPS constants<>+4032(SB), Y7, Y11
+	VPERMPS constants<>+4032(SB), Y8, Y12
+	VPERMPS constants<>+4032(SB), Y9, Y13
 	VPERMPS constants<>+4064(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -20203,14 +20249,26 @@ near1:
 	VPERMPS constants<>+4160(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+4192(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS constants<>+4192(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS constants<>+4192(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS constants<>+4192(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS constants<>+4192(SB), Y6, Y6
-	VPERMPS constants<>+4192(SB), Y7, Y7
-	VPERMPS constants<>+4192(SB), Y8, Y8
-	VPERMPS constants<>+4192(SB), Y9, Y9
+	VPERMPS constants<>+4224(SB), Y6, Y6
+	VPERMPS constants<>+4224(SB), Y7, Y7
+	VPERMPS constants<>+4224(SB), Y8, Y8
+	VPERMPS constants<>+4224(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -20220,7 +20278,7 @@ near1:
 	VMULPS Y14, Y10, Y10
 	VMOVUPS constants<>+0(SB), Y14
 	VCMPPS $0x1e, Y14, Y6, Y6
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VBLENDVPS Y6, Y14, Y10, Y10
 	VMOVAPS Y10, Y2
 	VMOVUPS 32(R14), Y7
@@ -20228,7 +20286,7 @@ near1:
 	VMULPS Y14, Y11, Y11
 	VMOVUPS constants<>+0(SB), Y14
 	VCMPPS $0x1e, Y14, Y7, Y7
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VBLENDVPS Y7, Y14, Y11, Y11
 	VMOVAPS Y11, Y3
 	VMOVUPS 64(R14), Y8
@@ -20236,7 +20294,7 @@ near1:
 	VMULPS Y14, Y12, Y12
 	VMOVUPS constants<>+0(SB), Y14
 	VCMPPS $0x1e, Y14, Y8, Y8
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VBLENDVPS Y8, Y14, Y12, Y12
 	VMOVAPS Y12, Y4
 	VMOVUPS 96(R14), Y9
@@ -20244,7 +20302,7 @@ near1:
 	VMULPS Y14, Y13, Y13
 	VMOVUPS constants<>+0(SB), Y14
 	VCMPPS $0x1e, Y14, Y9, Y9
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VBLENDVPS Y9, Y14, Y13, Y13
 	VMOVAPS Y13, Y5
 	CMPQ 416(R14), $1
@@ -20253,7 +20311,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS constants<>+1280(SB), Y14
+	VMOVUPS constants<>+1312(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -20292,7 +20350,7 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS constants<>+1632(SB), Y14
+	VMOVUPS constants<>+1664(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -20300,7 +20358,7 @@ all4:
 	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS constants<>+1696(SB), Y14
+	VMOVUPS constants<>+1728(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -20322,29 +20380,29 @@ load6:
 vector7:
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
-	VMOVUPS constants<>+4224(SB), Y14
+	VMOVUPS constants<>+4256(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VXORPS Y14, Y14, Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y6
 	VEXTRACTF128 $1, Y12, X7
 	VCVTPS2PD X7, Y7
-	VMULPD constants<>+4256(SB), Y6, Y6
-	VMULPD constants<>+4256(SB), Y7, Y7
-	VADDPD constants<>+4288(SB), Y6, Y10
-	VADDPD constants<>+4288(SB), Y7, Y11
-	VSUBPD constants<>+4288(SB), Y10, Y4
-	VSUBPD constants<>+4288(SB), Y11, Y5
+	VMULPD constants<>+4288(SB), Y6, Y6
+	VMULPD constants<>+4288(SB), Y7, Y7
+	VADDPD constants<>+4320(SB), Y6, Y10
+	VADDPD constants<>+4320(SB), Y7, Y11
+	VSUBPD constants<>+4320(SB), Y10, Y4
+	VSUBPD constants<>+4320(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD constants<>+4320(SB), Y4, Y8
-	VMULPD constants<>+4320(SB), Y5, Y9
-	VADDPD constants<>+4352(SB), Y8, Y8
-	VADDPD constants<>+4352(SB), Y9, Y9
-	VADDPD constants<>+4384(SB), Y4, Y4
-	VADDPD constants<>+4384(SB), Y5, Y5
+	VMULPD constants<>+4352(SB), Y4, Y8
+	VMULPD constants<>+4352(SB), Y5, Y9
+	VADDPD constants<>+4384(SB), Y8, Y8
+	VADDPD constants<>+4384(SB), Y9, Y9
+	VADDPD constants<>+4416(SB), Y4, Y4
+	VADDPD constants<>+4416(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -20364,7 +20422,7 @@ vector7:
 	VCVTPD2PSY Y6, X12
 	VCVTPD2PSY Y7, X7
 	VINSERTF128 $1, X7, Y12, Y12
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VBLENDVPS Y13, Y14, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 next15:
@@ -20421,45 +20479,33 @@ TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y3, Y2, Y10
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD constants<>+1280(SB), Y9, Y10
+	VPCMPGTD constants<>+1312(SB), Y9, Y10
 	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS constants<>+1312(SB), Y14
+	VMOVUPS constants<>+1344(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS constants<>+1344(SB), Y14
+	VMOVUPS constants<>+1376(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS constants<>+4416(SB), Y6, Y14
+	VPERMPS constants<>+4448(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS constants<>+4416(SB), Y7, Y14
+	VPERMPS constants<>+4448(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS constants<>+4416(SB), Y8, Y14
+	VPERMPS constants<>+4448(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS constants<>+4416(SB), Y9, Y14
+	VPERMPS constants<>+4448(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS constants<>+4448(SB), Y6, Y10
-	VPERMPS constants<>+4448(SB), Y7, Y11
-	VPERMPS constants<>+4448(SB), Y8, Y12
-	VPERMPS constants<>+4448(SB), Y9, Y13
-	VPERMPS constants<>+4480(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS constants<>+4480(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS constants<>+4480(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS constants<>+4480(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+4480(SB), Y6, Y10
+	VPERMPS constants<>+4480(SB), Y7, Y11
+	VPERMPS constants<>+4480(SB), Y8, Y12
+	VPERMPS constants<>+4480(SB), Y9, Y13
 	VPERMPS constants<>+4512(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -20508,14 +20554,26 @@ near1:
 	VPERMPS constants<>+4608(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+4640(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS constants<>+4640(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS constants<>+4640(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS constants<>+4640(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS constants<>+4640(SB), Y6, Y6
-	VPERMPS constants<>+4640(SB), Y7, Y7
-	VPERMPS constants<>+4640(SB), Y8, Y8
-	VPERMPS constants<>+4640(SB), Y9, Y9
+	VPERMPS constants<>+4672(SB), Y6, Y6
+	VPERMPS constants<>+4672(SB), Y7, Y7
+	VPERMPS constants<>+4672(SB), Y8, Y8
+	VPERMPS constants<>+4672(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -20542,7 +20600,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS constants<>+1280(SB), Y14
+	VMOVUPS constants<>+1312(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
@@ -20581,18 +20639,18 @@ all4:
 	VPMINSD Y3, Y2, Y13
 	VPMINSD Y5, Y4, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS constants<>+1632(SB), Y14
+	VMOVUPS constants<>+1664(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
-	VPCMPGTD constants<>+1664(SB), Y9, Y12
+	VPCMPGTD constants<>+1696(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ pairs13
 	MOVQ $3, 416(R14)
 	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS constants<>+1696(SB), Y14
+	VMOVUPS constants<>+1728(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -20617,36 +20675,36 @@ loop14:
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
-	VPMINSD constants<>+1728(SB), Y13, Y13
-	VMULPS constants<>+1760(SB), Y13, Y11
-	VADDPS constants<>+1344(SB), Y11, Y11
-	VSUBPS constants<>+1344(SB), Y11, Y10
+	VPMINSD constants<>+1760(SB), Y13, Y13
+	VMULPS constants<>+1792(SB), Y13, Y11
+	VADDPS constants<>+1376(SB), Y11, Y11
+	VSUBPS constants<>+1376(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS constants<>+1792(SB), Y10, Y8
+	VMULPS constants<>+1824(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS constants<>+1824(SB), Y10, Y10
-	VPERMPS constants<>+1856(SB), Y11, Y7
+	VMULPS constants<>+1856(SB), Y10, Y10
+	VPERMPS constants<>+1888(SB), Y11, Y7
 	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS constants<>+1888(SB), Y11, Y10
+	VPERMPS constants<>+1920(SB), Y11, Y10
 	VPADDD Y6, Y10, Y6
-	VMULPS constants<>+1952(SB), Y8, Y7
-	VADDPS constants<>+2208(SB), Y7, Y7
+	VMULPS constants<>+1984(SB), Y8, Y7
+	VADDPS constants<>+2240(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS constants<>+1056(SB), Y7, Y7
+	VSUBPS constants<>+1088(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD constants<>+1984(SB), Y8, Y10
-	VMULPS constants<>+4672(SB), Y10, Y10
-	VADDPS constants<>+4704(SB), Y10, Y11
+	VPMAXSD constants<>+2016(SB), Y8, Y10
+	VMULPS constants<>+4704(SB), Y10, Y10
+	VADDPS constants<>+4736(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VADDPS Y7, Y6, Y6
-	VADDPS constants<>+2080(SB), Y6, Y7
-	VPADDD constants<>+2112(SB), Y7, Y7
-	VPADDD constants<>+2144(SB), Y6, Y6
+	VADDPS constants<>+2112(SB), Y6, Y7
+	VPADDD constants<>+2144(SB), Y7, Y7
+	VPADDD constants<>+2176(SB), Y6, Y6
 	VPMAXSD Y7, Y6, Y6
 	VXORPS Y13, Y13, Y13
 	VPMAXSD Y13, Y12, Y13
@@ -20695,50 +20753,50 @@ pairs13:
 loop16:
 	VMOVUPS 128(R14)(AX*1), Y2
 	VMOVUPS 160(R14)(AX*1), Y8
-	VMULPS constants<>+1760(SB), Y2, Y7
-	VMULPS constants<>+1760(SB), Y8, Y13
-	VADDPS constants<>+1344(SB), Y7, Y7
-	VADDPS constants<>+1344(SB), Y13, Y13
-	VSUBPS constants<>+1344(SB), Y7, Y6
-	VSUBPS constants<>+1344(SB), Y13, Y12
+	VMULPS constants<>+1792(SB), Y2, Y7
+	VMULPS constants<>+1792(SB), Y8, Y13
+	VADDPS constants<>+1376(SB), Y7, Y7
+	VADDPS constants<>+1376(SB), Y13, Y13
+	VSUBPS constants<>+1376(SB), Y7, Y6
+	VSUBPS constants<>+1376(SB), Y13, Y12
 	VPSLLD $20, Y7, Y3
 	VPSLLD $20, Y13, Y9
-	VMULPS constants<>+1792(SB), Y6, Y5
-	VMULPS constants<>+1792(SB), Y12, Y11
+	VMULPS constants<>+1824(SB), Y6, Y5
+	VMULPS constants<>+1824(SB), Y12, Y11
 	VADDPS Y5, Y2, Y5
 	VADDPS Y11, Y8, Y11
-	VMULPS constants<>+1824(SB), Y6, Y6
-	VMULPS constants<>+1824(SB), Y12, Y12
-	VPERMPS constants<>+1856(SB), Y7, Y4
-	VPERMPS constants<>+1856(SB), Y13, Y10
+	VMULPS constants<>+1856(SB), Y6, Y6
+	VMULPS constants<>+1856(SB), Y12, Y12
+	VPERMPS constants<>+1888(SB), Y7, Y4
+	VPERMPS constants<>+1888(SB), Y13, Y10
 	VADDPS Y4, Y6, Y6
 	VADDPS Y10, Y12, Y12
 	VADDPS Y6, Y5, Y5
 	VADDPS Y12, Y11, Y11
-	VPERMPS constants<>+1888(SB), Y7, Y6
-	VPERMPS constants<>+1888(SB), Y13, Y12
+	VPERMPS constants<>+1920(SB), Y7, Y6
+	VPERMPS constants<>+1920(SB), Y13, Y12
 	VPADDD Y3, Y6, Y3
 	VPADDD Y9, Y12, Y9
-	VMULPS constants<>+1952(SB), Y5, Y4
-	VMULPS constants<>+1952(SB), Y11, Y10
-	VADDPS constants<>+2208(SB), Y4, Y4
-	VADDPS constants<>+2208(SB), Y10, Y10
+	VMULPS constants<>+1984(SB), Y5, Y4
+	VMULPS constants<>+1984(SB), Y11, Y10
+	VADDPS constants<>+2240(SB), Y4, Y4
+	VADDPS constants<>+2240(SB), Y10, Y10
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VSUBPS constants<>+1056(SB), Y4, Y4
-	VSUBPS constants<>+1056(SB), Y10, Y10
+	VSUBPS constants<>+1088(SB), Y4, Y4
+	VSUBPS constants<>+1088(SB), Y10, Y10
 	VMULPS Y5, Y3, Y5
 	VMULPS Y11, Y9, Y11
 	VMULPS Y4, Y5, Y4
 	VMULPS Y10, Y11, Y10
 	VADDPS Y4, Y3, Y5
 	VADDPS Y10, Y9, Y11
-	VPMAXSD constants<>+1984(SB), Y5, Y6
-	VPMAXSD constants<>+1984(SB), Y11, Y12
-	VMULPS constants<>+4672(SB), Y6, Y6
-	VMULPS constants<>+4672(SB), Y12, Y12
-	VADDPS constants<>+4704(SB), Y6, Y7
-	VADDPS constants<>+4704(SB), Y12, Y13
+	VPMAXSD constants<>+2016(SB), Y5, Y6
+	VPMAXSD constants<>+2016(SB), Y11, Y12
+	VMULPS constants<>+4704(SB), Y6, Y6
+	VMULPS constants<>+4704(SB), Y12, Y12
+	VADDPS constants<>+4736(SB), Y6, Y7
+	VADDPS constants<>+4736(SB), Y12, Y13
 	VMULPS Y6, Y5, Y5
 	VMULPS Y12, Y11, Y11
 	VMULPS Y7, Y5, Y5
@@ -20747,8 +20805,8 @@ loop16:
 	VADDPS Y11, Y10, Y10
 	VADDPS Y4, Y3, Y3
 	VADDPS Y10, Y9, Y9
-	VMULPS constants<>+2176(SB), Y3, Y3
-	VMULPS constants<>+2176(SB), Y9, Y9
+	VMULPS constants<>+2208(SB), Y3, Y3
+	VMULPS constants<>+2208(SB), Y9, Y9
 	VMOVUPS 0(R14)(AX*1), Y7
 	VMOVUPS 32(R14)(AX*1), Y13
 	VXORPS Y2, Y2, Y2
@@ -20775,7 +20833,7 @@ TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS constants<>+4736(SB), Y14
+	VMOVUPS constants<>+4768(SB), Y14
 	VSUBPS Y14, Y2, Y6
 	VSUBPS Y14, Y3, Y7
 	VSUBPS Y14, Y4, Y8
@@ -20788,40 +20846,28 @@ TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y7, Y6, Y10
 	VPMAXSD Y9, Y8, Y11
 	VPMAXSD Y11, Y10, Y11
-	VPCMPGTD constants<>+4768(SB), Y11, Y10
+	VPCMPGTD constants<>+4800(SB), Y11, Y10
 	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS constants<>+1344(SB), Y14
+	VMOVUPS constants<>+1376(SB), Y14
 	VADDPS Y14, Y2, Y6
 	VADDPS Y14, Y3, Y7
 	VADDPS Y14, Y4, Y8
 	VADDPS Y14, Y5, Y9
-	VPERMPS constants<>+4800(SB), Y6, Y14
+	VPERMPS constants<>+4832(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS constants<>+4800(SB), Y7, Y14
+	VPERMPS constants<>+4832(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS constants<>+4800(SB), Y8, Y14
+	VPERMPS constants<>+4832(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS constants<>+4800(SB), Y9, Y14
+	VPERMPS constants<>+4832(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS constants<>+4832(SB), Y6, Y10
-	VPERMPS constants<>+4832(SB), Y7, Y11
-	VPERMPS constants<>+4832(SB), Y8, Y12
-	VPERMPS constants<>+4832(SB), Y9, Y13
-	VPERMPS constants<>+4864(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS constants<>+4864(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS constants<>+4864(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS constants<>+4864(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+4864(SB), Y6, Y10
+	VPERMPS constants<>+4864(SB), Y7, Y11
+	VPERMPS constants<>+4864(SB), Y8, Y12
+	VPERMPS constants<>+4864(SB), Y9, Y13
 	VPERMPS constants<>+4896(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -20882,14 +20928,26 @@ near1:
 	VPERMPS constants<>+5024(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS constants<>+5056(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS constants<>+5056(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS constants<>+5056(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS constants<>+5056(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS constants<>+5056(SB), Y6, Y6
-	VPERMPS constants<>+5056(SB), Y7, Y7
-	VPERMPS constants<>+5056(SB), Y8, Y8
-	VPERMPS constants<>+5056(SB), Y9, Y9
+	VPERMPS constants<>+5088(SB), Y6, Y6
+	VPERMPS constants<>+5088(SB), Y7, Y7
+	VPERMPS constants<>+5088(SB), Y8, Y8
+	VPERMPS constants<>+5088(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -20908,7 +20966,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS constants<>+4768(SB), Y14
+	VMOVUPS constants<>+4800(SB), Y14
 	VCMPPS $0x1e, Y14, Y6, Y10
 	VCMPPS $0x1e, Y14, Y7, Y11
 	VCMPPS $0x1e, Y14, Y8, Y12
@@ -20947,18 +21005,18 @@ all4:
 	VPMINSD Y7, Y6, Y13
 	VPMINSD Y9, Y8, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS constants<>+5088(SB), Y14
+	VMOVUPS constants<>+5120(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
-	VPCMPGTD constants<>+1664(SB), Y11, Y12
+	VPCMPGTD constants<>+1696(SB), Y11, Y12
 	VTESTPS Y12, Y12
 	JEQ pairs13
 	MOVQ $3, 416(R14)
 	VPCMPGTD constants<>+1024(SB), Y11, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS constants<>+1696(SB), Y14
+	VMOVUPS constants<>+1728(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -20979,53 +21037,53 @@ loop14:
 load6:
 	VANDPS constants<>+192(SB), Y12, Y13
 vector7:
-	VPMINSD constants<>+1728(SB), Y13, Y13
-	VMULPS constants<>+1760(SB), Y13, Y11
-	VADDPS constants<>+1344(SB), Y11, Y11
-	VSUBPS constants<>+1344(SB), Y11, Y10
+	VPMINSD constants<>+1760(SB), Y13, Y13
+	VMULPS constants<>+1792(SB), Y13, Y11
+	VADDPS constants<>+1376(SB), Y11, Y11
+	VSUBPS constants<>+1376(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS constants<>+1792(SB), Y10, Y8
+	VMULPS constants<>+1824(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS constants<>+1824(SB), Y10, Y10
-	VPERMPS constants<>+1856(SB), Y11, Y7
+	VMULPS constants<>+1856(SB), Y10, Y10
+	VPERMPS constants<>+1888(SB), Y11, Y7
 	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS constants<>+1888(SB), Y11, Y10
+	VPERMPS constants<>+1920(SB), Y11, Y10
 	VPADDD Y6, Y10, Y6
-	VMULPS constants<>+1952(SB), Y8, Y7
-	VADDPS constants<>+2208(SB), Y7, Y7
+	VMULPS constants<>+1984(SB), Y8, Y7
+	VADDPS constants<>+2240(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS constants<>+1056(SB), Y7, Y7
+	VSUBPS constants<>+1088(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD constants<>+1984(SB), Y8, Y10
-	VMULPS constants<>+2176(SB), Y10, Y10
+	VPMAXSD constants<>+2016(SB), Y8, Y10
+	VMULPS constants<>+2208(SB), Y10, Y10
 	VMULPS Y10, Y10, Y11
 	VMULPS Y10, Y8, Y8
-	VMULPS constants<>+5120(SB), Y11, Y11
-	VSUBPS constants<>+1248(SB), Y11, Y11
+	VMULPS constants<>+5152(SB), Y11, Y11
+	VSUBPS constants<>+1280(SB), Y11, Y11
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VMULPS Y13, Y7, Y11
-	VANDPS constants<>+3264(SB), Y13, Y8
+	VANDPS constants<>+3296(SB), Y13, Y8
 	VSUBPS Y8, Y13, Y13
 	VMULPS Y13, Y6, Y13
 	VADDPS Y11, Y13, Y11
 	VMULPS Y8, Y6, Y8
 	VADDPS Y11, Y8, Y8
-	VADDPS constants<>+2080(SB), Y8, Y13
-	VPADDD constants<>+2112(SB), Y13, Y13
-	VPADDD constants<>+2144(SB), Y8, Y8
+	VADDPS constants<>+2112(SB), Y8, Y13
+	VPADDD constants<>+2144(SB), Y13, Y13
+	VPADDD constants<>+2176(SB), Y8, Y8
 	VPMAXSD Y13, Y8, Y8
 	VXORPS constants<>+32(SB), Y8, Y8
 	VMULPS Y10, Y10, Y6
 	VSUBPS Y6, Y10, Y10
-	VMULPS constants<>+5152(SB), Y10, Y10
-	VSUBPS constants<>+5184(SB), Y10, Y10
+	VMULPS constants<>+5184(SB), Y10, Y10
+	VSUBPS constants<>+1056(SB), Y10, Y10
 	VMULPS Y10, Y6, Y10
 	VANDPS constants<>+192(SB), Y12, Y13
-	VPMINSD constants<>+1728(SB), Y13, Y13
+	VPMINSD constants<>+1760(SB), Y13, Y13
 	VMULPS Y13, Y10, Y10
 	VADDPS Y10, Y12, Y10
 	VBLENDVPS Y12, Y8, Y10, Y8
@@ -21071,48 +21129,48 @@ loop16:
 	VMOVUPS 32(R14)(AX*1), Y8
 	VANDPS constants<>+192(SB), Y2, Y2
 	VANDPS constants<>+192(SB), Y8, Y8
-	VMULPS constants<>+1760(SB), Y2, Y7
-	VMULPS constants<>+1760(SB), Y8, Y13
-	VADDPS constants<>+1344(SB), Y7, Y7
-	VADDPS constants<>+1344(SB), Y13, Y13
-	VSUBPS constants<>+1344(SB), Y7, Y6
-	VSUBPS constants<>+1344(SB), Y13, Y12
+	VMULPS constants<>+1792(SB), Y2, Y7
+	VMULPS constants<>+1792(SB), Y8, Y13
+	VADDPS constants<>+1376(SB), Y7, Y7
+	VADDPS constants<>+1376(SB), Y13, Y13
+	VSUBPS constants<>+1376(SB), Y7, Y6
+	VSUBPS constants<>+1376(SB), Y13, Y12
 	VPSLLD $20, Y7, Y3
 	VPSLLD $20, Y13, Y9
-	VMULPS constants<>+1792(SB), Y6, Y5
-	VMULPS constants<>+1792(SB), Y12, Y11
+	VMULPS constants<>+1824(SB), Y6, Y5
+	VMULPS constants<>+1824(SB), Y12, Y11
 	VADDPS Y5, Y2, Y5
 	VADDPS Y11, Y8, Y11
-	VMULPS constants<>+1824(SB), Y6, Y6
-	VMULPS constants<>+1824(SB), Y12, Y12
-	VPERMPS constants<>+1856(SB), Y7, Y4
-	VPERMPS constants<>+1856(SB), Y13, Y10
+	VMULPS constants<>+1856(SB), Y6, Y6
+	VMULPS constants<>+1856(SB), Y12, Y12
+	VPERMPS constants<>+1888(SB), Y7, Y4
+	VPERMPS constants<>+1888(SB), Y13, Y10
 	VADDPS Y4, Y6, Y6
 	VADDPS Y10, Y12, Y12
 	VADDPS Y6, Y5, Y5
 	VADDPS Y12, Y11, Y11
-	VPERMPS constants<>+1888(SB), Y7, Y6
-	VPERMPS constants<>+1888(SB), Y13, Y12
+	VPERMPS constants<>+1920(SB), Y7, Y6
+	VPERMPS constants<>+1920(SB), Y13, Y12
 	VPADDD Y3, Y6, Y3
 	VPADDD Y9, Y12, Y9
-	VMULPS constants<>+1952(SB), Y5, Y4
-	VMULPS constants<>+1952(SB), Y11, Y10
-	VADDPS constants<>+2208(SB), Y4, Y4
-	VADDPS constants<>+2208(SB), Y10, Y10
+	VMULPS constants<>+1984(SB), Y5, Y4
+	VMULPS constants<>+1984(SB), Y11, Y10
+	VADDPS constants<>+2240(SB), Y4, Y4
+	VADDPS constants<>+2240(SB), Y10, Y10
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VSUBPS constants<>+1056(SB), Y4, Y4
-	VSUBPS constants<>+1056(SB), Y10, Y10
+	VSUBPS constants<>+1088(SB), Y4, Y4
+	VSUBPS constants<>+1088(SB), Y10, Y10
 	VMULPS Y5, Y3, Y5
 	VMULPS Y11, Y9, Y11
 	VMULPS Y4, Y5, Y4
 	VMULPS Y10, Y11, Y10
 	VADDPS Y4, Y3, Y5
 	VADDPS Y10, Y9, Y11
-	VPMAXSD constants<>+1984(SB), Y5, Y6
-	VPMAXSD constants<>+1984(SB), Y11, Y12
-	VMULPS constants<>+2176(SB), Y6, Y6
-	VMULPS constants<>+2176(SB), Y12, Y12
+	VPMAXSD constants<>+2016(SB), Y5, Y6
+	VPMAXSD constants<>+2016(SB), Y11, Y12
+	VMULPS constants<>+2208(SB), Y6, Y6
+	VMULPS constants<>+2208(SB), Y12, Y12
 	VMOVUPS 0(R14)(AX*1), Y13
 	VMOVUPS 32(R14)(AX*1), Y14
 	VORPS Y14, Y13, Y13
@@ -21124,18 +21182,18 @@ loop16:
 	VMULPS Y12, Y12, Y13
 	VMULPS Y6, Y5, Y5
 	VMULPS Y12, Y11, Y11
-	VMULPS constants<>+5120(SB), Y7, Y7
-	VMULPS constants<>+5120(SB), Y13, Y13
-	VSUBPS constants<>+1248(SB), Y7, Y7
-	VSUBPS constants<>+1248(SB), Y13, Y13
+	VMULPS constants<>+5152(SB), Y7, Y7
+	VMULPS constants<>+5152(SB), Y13, Y13
+	VSUBPS constants<>+1280(SB), Y7, Y7
+	VSUBPS constants<>+1280(SB), Y13, Y13
 	VMULPS Y7, Y5, Y5
 	VMULPS Y13, Y11, Y11
 	VADDPS Y5, Y4, Y4
 	VADDPS Y11, Y10, Y10
 	VMULPS Y2, Y4, Y7
 	VMULPS Y8, Y10, Y13
-	VANDPS constants<>+3264(SB), Y2, Y5
-	VANDPS constants<>+3264(SB), Y8, Y11
+	VANDPS constants<>+3296(SB), Y2, Y5
+	VANDPS constants<>+3296(SB), Y8, Y11
 	VSUBPS Y5, Y2, Y2
 	VSUBPS Y11, Y8, Y8
 	VMULPS Y2, Y3, Y2
@@ -21146,8 +21204,8 @@ loop16:
 	VMULPS Y11, Y9, Y11
 	VADDPS Y7, Y5, Y5
 	VADDPS Y13, Y11, Y11
-	VMULPS constants<>+3552(SB), Y5, Y5
-	VMULPS constants<>+3552(SB), Y11, Y11
+	VMULPS constants<>+3584(SB), Y5, Y5
+	VMULPS constants<>+3584(SB), Y11, Y11
 	VMOVUPS 0(R14)(AX*1), Y13
 	VMOVUPS 32(R14)(AX*1), Y14
 	VANDPS Y14, Y13, Y13
@@ -21160,10 +21218,10 @@ above17:
 	VMULPS Y12, Y12, Y9
 	VSUBPS Y3, Y6, Y6
 	VSUBPS Y9, Y12, Y12
-	VMULPS constants<>+5152(SB), Y6, Y6
-	VMULPS constants<>+5152(SB), Y12, Y12
-	VSUBPS constants<>+5184(SB), Y6, Y6
-	VSUBPS constants<>+5184(SB), Y12, Y12
+	VMULPS constants<>+5184(SB), Y6, Y6
+	VMULPS constants<>+5184(SB), Y12, Y12
+	VSUBPS constants<>+1056(SB), Y6, Y6
+	VSUBPS constants<>+1056(SB), Y12, Y12
 	VMULPS Y6, Y3, Y6
 	VMULPS Y12, Y9, Y12
 	VMOVUPS 0(R14)(AX*1), Y2
@@ -21195,7 +21253,7 @@ TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y3, 32(R14)
 	VMOVUPS Y4, 64(R14)
 	VMOVUPS Y5, 96(R14)
-	VMOVUPS constants<>+4736(SB), Y14
+	VMOVUPS constants<>+4768(SB), Y14
 	VSUBPS Y14, Y2, Y6
 	VSUBPS Y14, Y3, Y7
 	VSUBPS Y14, Y4, Y8
@@ -21208,12 +21266,12 @@ TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y7, Y6, Y10
 	VPMAXSD Y9, Y8, Y11
 	VPMAXSD Y11, Y10, Y11
-	VPCMPGTD constants<>+4768(SB), Y11, Y10
+	VPCMPGTD constants<>+4800(SB), Y11, Y10
 	VTESTPS constants<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS constants<>+1344(SB), Y14
+	VMOVUPS constants<>+1376(SB), Y14
 	VADDPS Y14, Y2, Y6
 	VADDPS Y14, Y3, Y7
 	VADDPS Y14, Y4, Y8
@@ -21328,7 +21386,7 @@ near1:
 some2:
 	JCS all4
 mixed8:
-	VMOVUPS constants<>+4768(SB), Y14
+	VMOVUPS constants<>+4800(SB), Y14
 	VCMPPS $0x1e, Y14, Y6, Y10
 	VCMPPS $0x1e, Y14, Y7, Y11
 	VCMPPS $0x1e, Y14, Y8, Y12
@@ -21367,18 +21425,18 @@ all4:
 	VPMINSD Y7, Y6, Y13
 	VPMINSD Y9, Y8, Y12
 	VPMINSD Y12, Y13, Y13
-	VMOVUPS constants<>+5088(SB), Y14
+	VMOVUPS constants<>+5120(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
-	VPCMPGTD constants<>+1664(SB), Y11, Y12
+	VPCMPGTD constants<>+1696(SB), Y11, Y12
 	VTESTPS Y12, Y12
 	JEQ pairs13
 	MOVQ $3, 416(R14)
 	VPCMPGTD constants<>+1024(SB), Y11, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS constants<>+1696(SB), Y14
+	VMOVUPS constants<>+1728(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -21399,64 +21457,64 @@ loop14:
 load6:
 	VANDPS constants<>+192(SB), Y12, Y13
 vector7:
-	VPMINSD constants<>+1728(SB), Y13, Y13
-	VMULPS constants<>+1760(SB), Y13, Y11
-	VADDPS constants<>+1344(SB), Y11, Y11
-	VSUBPS constants<>+1344(SB), Y11, Y10
+	VPMINSD constants<>+1760(SB), Y13, Y13
+	VMULPS constants<>+1792(SB), Y13, Y11
+	VADDPS constants<>+1376(SB), Y11, Y11
+	VSUBPS constants<>+1376(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS constants<>+1792(SB), Y10, Y8
+	VMULPS constants<>+1824(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS constants<>+1824(SB), Y10, Y10
-	VPERMPS constants<>+1856(SB), Y11, Y7
+	VMULPS constants<>+1856(SB), Y10, Y10
+	VPERMPS constants<>+1888(SB), Y11, Y7
 	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS constants<>+1888(SB), Y11, Y10
+	VPERMPS constants<>+1920(SB), Y11, Y10
 	VPADDD Y6, Y10, Y6
-	VMULPS constants<>+1952(SB), Y8, Y7
-	VADDPS constants<>+2208(SB), Y7, Y7
+	VMULPS constants<>+1984(SB), Y8, Y7
+	VADDPS constants<>+2240(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS constants<>+1056(SB), Y7, Y7
+	VSUBPS constants<>+1088(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD constants<>+1984(SB), Y8, Y10
-	VMULPS constants<>+2176(SB), Y10, Y10
+	VPMAXSD constants<>+2016(SB), Y8, Y10
+	VMULPS constants<>+2208(SB), Y10, Y10
 	VMULPS Y10, Y10, Y11
 	VMULPS constants<>+5504(SB), Y11, Y11
-	VSUBPS constants<>+1056(SB), Y11, Y11
-	VSUBPS constants<>+1248(SB), Y13, Y8
+	VSUBPS constants<>+1088(SB), Y11, Y11
+	VSUBPS constants<>+1280(SB), Y13, Y8
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y11
-	VSUBPS constants<>+1056(SB), Y13, Y13
+	VSUBPS constants<>+1088(SB), Y13, Y13
 	VADDPS Y11, Y13, Y8
 	VMULPS Y8, Y7, Y7
-	VANDPS constants<>+3264(SB), Y13, Y8
+	VANDPS constants<>+3296(SB), Y13, Y8
 	VSUBPS Y8, Y13, Y13
 	VADDPS Y11, Y13, Y13
 	VMULPS Y13, Y6, Y13
 	VADDPS Y7, Y13, Y7
 	VMULPS Y8, Y6, Y8
 	VADDPS Y7, Y8, Y8
-	VADDPS constants<>+2080(SB), Y8, Y13
-	VPADDD constants<>+2112(SB), Y13, Y13
-	VPADDD constants<>+2144(SB), Y8, Y8
+	VADDPS constants<>+2112(SB), Y8, Y13
+	VPADDD constants<>+2144(SB), Y13, Y13
+	VPADDD constants<>+2176(SB), Y8, Y8
 	VPMAXSD Y13, Y8, Y8
 	VXORPS constants<>+32(SB), Y8, Y8
 	VMULPS Y10, Y10, Y6
 	VSUBPS Y6, Y10, Y7
 	VMULPS constants<>+5536(SB), Y7, Y7
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y7, Y14, Y7
 	VMULPS Y7, Y6, Y6
 	VANDPS constants<>+192(SB), Y12, Y13
-	VPMINSD constants<>+1728(SB), Y13, Y13
-	VMULPS constants<>+5152(SB), Y13, Y13
+	VPMINSD constants<>+1760(SB), Y13, Y13
+	VMULPS constants<>+5184(SB), Y13, Y13
 	VMULPS Y7, Y13, Y13
-	VADDPS constants<>+1056(SB), Y10, Y10
+	VADDPS constants<>+1088(SB), Y10, Y10
 	VMULPS Y10, Y13, Y13
-	VSUBPS constants<>+5184(SB), Y13, Y13
+	VSUBPS constants<>+1056(SB), Y13, Y13
 	VMULPS Y13, Y6, Y6
-	VADDPS constants<>+1056(SB), Y6, Y6
+	VADDPS constants<>+1088(SB), Y6, Y6
 	VBLENDVPS Y12, Y8, Y6, Y8
 	VMOVAPS Y8, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
@@ -21500,48 +21558,48 @@ loop16:
 	VMOVUPS 32(R14)(AX*1), Y8
 	VANDPS constants<>+192(SB), Y2, Y2
 	VANDPS constants<>+192(SB), Y8, Y8
-	VMULPS constants<>+1760(SB), Y2, Y7
-	VMULPS constants<>+1760(SB), Y8, Y13
-	VADDPS constants<>+1344(SB), Y7, Y7
-	VADDPS constants<>+1344(SB), Y13, Y13
-	VSUBPS constants<>+1344(SB), Y7, Y6
-	VSUBPS constants<>+1344(SB), Y13, Y12
+	VMULPS constants<>+1792(SB), Y2, Y7
+	VMULPS constants<>+1792(SB), Y8, Y13
+	VADDPS constants<>+1376(SB), Y7, Y7
+	VADDPS constants<>+1376(SB), Y13, Y13
+	VSUBPS constants<>+1376(SB), Y7, Y6
+	VSUBPS constants<>+1376(SB), Y13, Y12
 	VPSLLD $20, Y7, Y3
 	VPSLLD $20, Y13, Y9
-	VMULPS constants<>+1792(SB), Y6, Y5
-	VMULPS constants<>+1792(SB), Y12, Y11
+	VMULPS constants<>+1824(SB), Y6, Y5
+	VMULPS constants<>+1824(SB), Y12, Y11
 	VADDPS Y5, Y2, Y5
 	VADDPS Y11, Y8, Y11
-	VMULPS constants<>+1824(SB), Y6, Y6
-	VMULPS constants<>+1824(SB), Y12, Y12
-	VPERMPS constants<>+1856(SB), Y7, Y4
-	VPERMPS constants<>+1856(SB), Y13, Y10
+	VMULPS constants<>+1856(SB), Y6, Y6
+	VMULPS constants<>+1856(SB), Y12, Y12
+	VPERMPS constants<>+1888(SB), Y7, Y4
+	VPERMPS constants<>+1888(SB), Y13, Y10
 	VADDPS Y4, Y6, Y6
 	VADDPS Y10, Y12, Y12
 	VADDPS Y6, Y5, Y5
 	VADDPS Y12, Y11, Y11
-	VPERMPS constants<>+1888(SB), Y7, Y6
-	VPERMPS constants<>+1888(SB), Y13, Y12
+	VPERMPS constants<>+1920(SB), Y7, Y6
+	VPERMPS constants<>+1920(SB), Y13, Y12
 	VPADDD Y3, Y6, Y3
 	VPADDD Y9, Y12, Y9
-	VMULPS constants<>+1952(SB), Y5, Y4
-	VMULPS constants<>+1952(SB), Y11, Y10
-	VADDPS constants<>+2208(SB), Y4, Y4
-	VADDPS constants<>+2208(SB), Y10, Y10
+	VMULPS constants<>+1984(SB), Y5, Y4
+	VMULPS constants<>+1984(SB), Y11, Y10
+	VADDPS constants<>+2240(SB), Y4, Y4
+	VADDPS constants<>+2240(SB), Y10, Y10
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VSUBPS constants<>+1056(SB), Y4, Y4
-	VSUBPS constants<>+1056(SB), Y10, Y10
+	VSUBPS constants<>+1088(SB), Y4, Y4
+	VSUBPS constants<>+1088(SB), Y10, Y10
 	VMULPS Y5, Y3, Y5
 	VMULPS Y11, Y9, Y11
 	VMULPS Y4, Y5, Y4
 	VMULPS Y10, Y11, Y10
 	VADDPS Y4, Y3, Y5
 	VADDPS Y10, Y9, Y11
-	VPMAXSD constants<>+1984(SB), Y5, Y6
-	VPMAXSD constants<>+1984(SB), Y11, Y12
-	VMULPS constants<>+2176(SB), Y6, Y6
-	VMULPS constants<>+2176(SB), Y12, Y12
+	VPMAXSD constants<>+2016(SB), Y5, Y6
+	VPMAXSD constants<>+2016(SB), Y11, Y12
+	VMULPS constants<>+2208(SB), Y6, Y6
+	VMULPS constants<>+2208(SB), Y12, Y12
 	VMOVUPS 0(R14)(AX*1), Y13
 	VMOVUPS 32(R14)(AX*1), Y14
 	VORPS Y14, Y13, Y13
@@ -21553,22 +21611,22 @@ loop16:
 	VMULPS Y12, Y12, Y13
 	VMULPS constants<>+5504(SB), Y7, Y7
 	VMULPS constants<>+5504(SB), Y13, Y13
-	VSUBPS constants<>+1056(SB), Y7, Y7
-	VSUBPS constants<>+1056(SB), Y13, Y13
-	VSUBPS constants<>+1248(SB), Y2, Y5
-	VSUBPS constants<>+1248(SB), Y8, Y11
+	VSUBPS constants<>+1088(SB), Y7, Y7
+	VSUBPS constants<>+1088(SB), Y13, Y13
+	VSUBPS constants<>+1280(SB), Y2, Y5
+	VSUBPS constants<>+1280(SB), Y8, Y11
 	VMULPS Y6, Y5, Y5
 	VMULPS Y12, Y11, Y11
 	VMULPS Y7, Y5, Y7
 	VMULPS Y13, Y11, Y13
-	VSUBPS constants<>+1056(SB), Y2, Y2
-	VSUBPS constants<>+1056(SB), Y8, Y8
+	VSUBPS constants<>+1088(SB), Y2, Y2
+	VSUBPS constants<>+1088(SB), Y8, Y8
 	VADDPS Y7, Y2, Y5
 	VADDPS Y13, Y8, Y11
 	VMULPS Y5, Y4, Y4
 	VMULPS Y11, Y10, Y10
-	VANDPS constants<>+3264(SB), Y2, Y5
-	VANDPS constants<>+3264(SB), Y8, Y11
+	VANDPS constants<>+3296(SB), Y2, Y5
+	VANDPS constants<>+3296(SB), Y8, Y11
 	VSUBPS Y5, Y2, Y2
 	VSUBPS Y11, Y8, Y8
 	VADDPS Y7, Y2, Y2
@@ -21581,8 +21639,8 @@ loop16:
 	VMULPS Y11, Y9, Y11
 	VADDPS Y4, Y5, Y5
 	VADDPS Y10, Y11, Y11
-	VMULPS constants<>+3552(SB), Y5, Y5
-	VMULPS constants<>+3552(SB), Y11, Y11
+	VMULPS constants<>+3584(SB), Y5, Y5
+	VMULPS constants<>+3584(SB), Y11, Y11
 	VMOVUPS 0(R14)(AX*1), Y13
 	VMOVUPS 32(R14)(AX*1), Y14
 	VANDPS Y14, Y13, Y13
@@ -21597,7 +21655,7 @@ above17:
 	VSUBPS Y9, Y12, Y10
 	VMULPS constants<>+5536(SB), Y4, Y4
 	VMULPS constants<>+5536(SB), Y10, Y10
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y4, Y14, Y4
 	VSUBPS Y10, Y14, Y10
 	VMULPS Y4, Y3, Y3
@@ -21606,20 +21664,20 @@ above17:
 	VMOVUPS 32(R14)(AX*1), Y8
 	VANDPS constants<>+192(SB), Y2, Y2
 	VANDPS constants<>+192(SB), Y8, Y8
-	VMULPS constants<>+5152(SB), Y2, Y2
-	VMULPS constants<>+5152(SB), Y8, Y8
+	VMULPS constants<>+5184(SB), Y2, Y2
+	VMULPS constants<>+5184(SB), Y8, Y8
 	VMULPS Y4, Y2, Y2
 	VMULPS Y10, Y8, Y8
-	VADDPS constants<>+1056(SB), Y6, Y6
-	VADDPS constants<>+1056(SB), Y12, Y12
+	VADDPS constants<>+1088(SB), Y6, Y6
+	VADDPS constants<>+1088(SB), Y12, Y12
 	VMULPS Y6, Y2, Y2
 	VMULPS Y12, Y8, Y8
-	VSUBPS constants<>+5184(SB), Y2, Y2
-	VSUBPS constants<>+5184(SB), Y8, Y8
+	VSUBPS constants<>+1056(SB), Y2, Y2
+	VSUBPS constants<>+1056(SB), Y8, Y8
 	VMULPS Y2, Y3, Y3
 	VMULPS Y8, Y9, Y9
-	VADDPS constants<>+1056(SB), Y3, Y3
-	VADDPS constants<>+1056(SB), Y9, Y9
+	VADDPS constants<>+1088(SB), Y3, Y3
+	VADDPS constants<>+1088(SB), Y9, Y9
 	VMOVUPS 0(R14)(AX*1), Y7
 	VMOVUPS 32(R14)(AX*1), Y13
 	VBLENDVPS Y7, Y5, Y3, Y5
@@ -21833,7 +21891,7 @@ all4:
 	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS constants<>+1696(SB), Y14
+	VMOVUPS constants<>+1728(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -21878,20 +21936,20 @@ formula16:
 	VMULPD Y3, Y3, Y7
 	VMULPD constants<>+6016(SB), Y6, Y6
 	VMULPD constants<>+6016(SB), Y7, Y7
-	VADDPD constants<>+4288(SB), Y6, Y10
-	VADDPD constants<>+4288(SB), Y7, Y11
-	VSUBPD constants<>+4288(SB), Y10, Y4
-	VSUBPD constants<>+4288(SB), Y11, Y5
+	VADDPD constants<>+4320(SB), Y6, Y10
+	VADDPD constants<>+4320(SB), Y7, Y11
+	VSUBPD constants<>+4320(SB), Y10, Y4
+	VSUBPD constants<>+4320(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD constants<>+4320(SB), Y4, Y8
-	VMULPD constants<>+4320(SB), Y5, Y9
-	VADDPD constants<>+4352(SB), Y8, Y8
-	VADDPD constants<>+4352(SB), Y9, Y9
-	VADDPD constants<>+4384(SB), Y4, Y4
-	VADDPD constants<>+4384(SB), Y5, Y5
+	VMULPD constants<>+4352(SB), Y4, Y8
+	VMULPD constants<>+4352(SB), Y5, Y9
+	VADDPD constants<>+4384(SB), Y8, Y8
+	VADDPD constants<>+4384(SB), Y9, Y9
+	VADDPD constants<>+4416(SB), Y4, Y4
+	VADDPD constants<>+4416(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -22124,19 +22182,19 @@ near1:
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
 	VMOVUPS 0(R14), Y6
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
 	VMOVUPS 32(R14), Y7
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
 	VMOVUPS 64(R14), Y8
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
 	VMOVUPS 96(R14), Y9
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
 	CMPQ 416(R14), $1
@@ -22192,7 +22250,7 @@ all4:
 	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS constants<>+1696(SB), Y14
+	VMOVUPS constants<>+1728(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -22223,7 +22281,7 @@ vector7:
 	JNE formula16
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
-	VANDPS constants<>+1056(SB), Y13, Y12
+	VANDPS constants<>+1088(SB), Y13, Y12
 	JMP done17
 formula16:
 	VXORPS Y13, Y13, Y13
@@ -22238,20 +22296,20 @@ formula16:
 	VMULPD Y3, Y3, Y7
 	VMULPD constants<>+6016(SB), Y6, Y6
 	VMULPD constants<>+6016(SB), Y7, Y7
-	VADDPD constants<>+4288(SB), Y6, Y10
-	VADDPD constants<>+4288(SB), Y7, Y11
-	VSUBPD constants<>+4288(SB), Y10, Y4
-	VSUBPD constants<>+4288(SB), Y11, Y5
+	VADDPD constants<>+4320(SB), Y6, Y10
+	VADDPD constants<>+4320(SB), Y7, Y11
+	VSUBPD constants<>+4320(SB), Y10, Y4
+	VSUBPD constants<>+4320(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD constants<>+4320(SB), Y4, Y8
-	VMULPD constants<>+4320(SB), Y5, Y9
-	VADDPD constants<>+4352(SB), Y8, Y8
-	VADDPD constants<>+4352(SB), Y9, Y9
-	VADDPD constants<>+4384(SB), Y4, Y4
-	VADDPD constants<>+4384(SB), Y5, Y5
+	VMULPD constants<>+4352(SB), Y4, Y8
+	VMULPD constants<>+4352(SB), Y5, Y9
+	VADDPD constants<>+4384(SB), Y8, Y8
+	VADDPD constants<>+4384(SB), Y9, Y9
+	VADDPD constants<>+4416(SB), Y4, Y4
+	VADDPD constants<>+4416(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -22313,7 +22371,7 @@ formula16:
 	VINSERTF128 $1, X11, Y12, Y12
 	VANDPS constants<>+32(SB), Y13, Y6
 	VXORPS Y6, Y12, Y12
-	VANDPS constants<>+1056(SB), Y13, Y13
+	VANDPS constants<>+1088(SB), Y13, Y13
 	VADDPS Y12, Y13, Y12
 done17:
 	VMOVUPS Y12, 128(R14)(AX*1)
@@ -22555,7 +22613,7 @@ all4:
 	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS constants<>+1696(SB), Y14
+	VMOVUPS constants<>+1728(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -22602,20 +22660,20 @@ formula16:
 	VADDPD constants<>+7072(SB), Y7, Y7
 	VMULPD Y2, Y6, Y6
 	VMULPD Y3, Y7, Y7
-	VADDPD constants<>+4288(SB), Y6, Y10
-	VADDPD constants<>+4288(SB), Y7, Y11
-	VSUBPD constants<>+4288(SB), Y10, Y4
-	VSUBPD constants<>+4288(SB), Y11, Y5
+	VADDPD constants<>+4320(SB), Y6, Y10
+	VADDPD constants<>+4320(SB), Y7, Y11
+	VSUBPD constants<>+4320(SB), Y10, Y4
+	VSUBPD constants<>+4320(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD constants<>+4320(SB), Y4, Y8
-	VMULPD constants<>+4320(SB), Y5, Y9
-	VADDPD constants<>+4352(SB), Y8, Y8
-	VADDPD constants<>+4352(SB), Y9, Y9
-	VADDPD constants<>+4384(SB), Y4, Y4
-	VADDPD constants<>+4384(SB), Y5, Y5
+	VMULPD constants<>+4352(SB), Y4, Y8
+	VMULPD constants<>+4352(SB), Y5, Y9
+	VADDPD constants<>+4384(SB), Y8, Y8
+	VADDPD constants<>+4384(SB), Y9, Y9
+	VADDPD constants<>+4416(SB), Y4, Y4
+	VADDPD constants<>+4416(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -22810,19 +22868,19 @@ near1:
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
 	VMOVUPS 0(R14), Y6
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
 	VMOVUPS 32(R14), Y7
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
 	VMOVUPS 64(R14), Y8
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
 	VMOVUPS 96(R14), Y9
-	VMOVUPS constants<>+1056(SB), Y14
+	VMOVUPS constants<>+1088(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
 	CMPQ 416(R14), $1
@@ -22878,7 +22936,7 @@ all4:
 	VPCMPGTD constants<>+1024(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	VMOVUPS constants<>+1696(SB), Y14
+	VMOVUPS constants<>+1728(SB), Y14
 	VPCMPGTD Y13, Y14, Y12
 	VTESTPS Y12, Y12
 	JNE mixed8
@@ -22907,7 +22965,7 @@ vector7:
 	VANDPS Y3, Y2, Y2
 	VTESTPS Y2, Y2
 	JNE formula16
-	VPMINSD constants<>+1056(SB), Y12, Y12
+	VPMINSD constants<>+1088(SB), Y12, Y12
 	VPMINUD constants<>+32(SB), Y12, Y12
 	JMP done17
 formula16:
@@ -22926,20 +22984,20 @@ formula16:
 	VADDPD constants<>+7072(SB), Y7, Y7
 	VMULPD Y2, Y6, Y6
 	VMULPD Y3, Y7, Y7
-	VADDPD constants<>+4288(SB), Y6, Y10
-	VADDPD constants<>+4288(SB), Y7, Y11
-	VSUBPD constants<>+4288(SB), Y10, Y4
-	VSUBPD constants<>+4288(SB), Y11, Y5
+	VADDPD constants<>+4320(SB), Y6, Y10
+	VADDPD constants<>+4320(SB), Y7, Y11
+	VSUBPD constants<>+4320(SB), Y10, Y4
+	VSUBPD constants<>+4320(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD constants<>+4320(SB), Y4, Y8
-	VMULPD constants<>+4320(SB), Y5, Y9
-	VADDPD constants<>+4352(SB), Y8, Y8
-	VADDPD constants<>+4352(SB), Y9, Y9
-	VADDPD constants<>+4384(SB), Y4, Y4
-	VADDPD constants<>+4384(SB), Y5, Y5
+	VMULPD constants<>+4352(SB), Y4, Y8
+	VMULPD constants<>+4352(SB), Y5, Y9
+	VADDPD constants<>+4384(SB), Y8, Y8
+	VADDPD constants<>+4384(SB), Y9, Y9
+	VADDPD constants<>+4416(SB), Y4, Y4
+	VADDPD constants<>+4416(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -23195,526 +23253,526 @@ DATA constants<>+1024(SB)/8, $0x7f8000007f800000
 DATA constants<>+1032(SB)/8, $0x7f8000007f800000
 DATA constants<>+1040(SB)/8, $0x7f8000007f800000
 DATA constants<>+1048(SB)/8, $0x7f8000007f800000
-DATA constants<>+1056(SB)/8, $0x3f8000003f800000
-DATA constants<>+1064(SB)/8, $0x3f8000003f800000
-DATA constants<>+1072(SB)/8, $0x3f8000003f800000
-DATA constants<>+1080(SB)/8, $0x3f8000003f800000
-DATA constants<>+1088(SB)/8, $0xc0400000c0400000
-DATA constants<>+1096(SB)/8, $0xc0400000c0400000
-DATA constants<>+1104(SB)/8, $0xc0400000c0400000
-DATA constants<>+1112(SB)/8, $0xc0400000c0400000
-DATA constants<>+1120(SB)/8, $0x4040000040400000
-DATA constants<>+1128(SB)/8, $0x4040000040400000
-DATA constants<>+1136(SB)/8, $0x4040000040400000
-DATA constants<>+1144(SB)/8, $0x4040000040400000
-DATA constants<>+1152(SB)/8, $0x40c0000040c00000
-DATA constants<>+1160(SB)/8, $0x40c0000040c00000
-DATA constants<>+1168(SB)/8, $0x40c0000040c00000
-DATA constants<>+1176(SB)/8, $0x40c0000040c00000
-DATA constants<>+1184(SB)/8, $0x3e2aaaab3e2aaaab
-DATA constants<>+1192(SB)/8, $0x3e2aaaab3e2aaaab
-DATA constants<>+1200(SB)/8, $0x3e2aaaab3e2aaaab
-DATA constants<>+1208(SB)/8, $0x3e2aaaab3e2aaaab
-DATA constants<>+1216(SB)/8, $0x3eaaaaab3eaaaaab
-DATA constants<>+1224(SB)/8, $0x3eaaaaab3eaaaaab
-DATA constants<>+1232(SB)/8, $0x3eaaaaab3eaaaaab
-DATA constants<>+1240(SB)/8, $0x3eaaaaab3eaaaaab
-DATA constants<>+1248(SB)/8, $0x3f0000003f000000
-DATA constants<>+1256(SB)/8, $0x3f0000003f000000
-DATA constants<>+1264(SB)/8, $0x3f0000003f000000
-DATA constants<>+1272(SB)/8, $0x3f0000003f000000
-DATA constants<>+1280(SB)/8, $0x40ab333340ab3333
-DATA constants<>+1288(SB)/8, $0x40ab333340ab3333
-DATA constants<>+1296(SB)/8, $0x40ab333340ab3333
-DATA constants<>+1304(SB)/8, $0x40ab333340ab3333
-DATA constants<>+1312(SB)/8, $0x3fb333333fb33333
-DATA constants<>+1320(SB)/8, $0x3fb333333fb33333
-DATA constants<>+1328(SB)/8, $0x3fb333333fb33333
-DATA constants<>+1336(SB)/8, $0x3fb333333fb33333
-DATA constants<>+1344(SB)/8, $0x4b4000004b400000
-DATA constants<>+1352(SB)/8, $0x4b4000004b400000
-DATA constants<>+1360(SB)/8, $0x4b4000004b400000
-DATA constants<>+1368(SB)/8, $0x4b4000004b400000
-DATA constants<>+1376(SB)/8, $0x3f42a90f3e03b07b
-DATA constants<>+1384(SB)/8, $0x400b572a3fb52502
-DATA constants<>+1392(SB)/8, $0x40684bbc403a9b08
-DATA constants<>+1400(SB)/8, $0x40a26e7b408b0276
-DATA constants<>+1408(SB)/8, $0x3a0d34163915d5a2
-DATA constants<>+1416(SB)/8, $0xb91b9736386e68d3
-DATA constants<>+1424(SB)/8, $0xb741abd5b893e6af
-DATA constants<>+1432(SB)/8, $0x36b6c9b4369e6098
-DATA constants<>+1440(SB)/8, $0xb98cdbadbb019bff
-DATA constants<>+1448(SB)/8, $0x3a13f86c3a7c02cc
-DATA constants<>+1456(SB)/8, $0xb88ac046389d76c3
-DATA constants<>+1464(SB)/8, $0xb83125e5b88d1aba
-DATA constants<>+1472(SB)/8, $0xbbaca177baad8859
-DATA constants<>+1480(SB)/8, $0xb99afb83bb67d7fa
-DATA constants<>+1488(SB)/8, $0x3a360db23a4679f5
-DATA constants<>+1496(SB)/8, $0x39766c3d39e474bf
-DATA constants<>+1504(SB)/8, $0x3c33503a3ca7da7e
-DATA constants<>+1512(SB)/8, $0xbbe16551bac24eee
-DATA constants<>+1520(SB)/8, $0xbb696ea3bbbc5a6f
-DATA constants<>+1528(SB)/8, $0xba81bf3fbaff6d9f
-DATA constants<>+1536(SB)/8, $0x3d2154023c02f74e
-DATA constants<>+1544(SB)/8, $0x3d1526d63d44278d
-DATA constants<>+1552(SB)/8, $0x3c438f383cb32185
-DATA constants<>+1560(SB)/8, $0x3b4797d03bc9fe95
-DATA constants<>+1568(SB)/8, $0xbe5e4a35be7ef1c6
-DATA constants<>+1576(SB)/8, $0xbdbb4a5cbe21009c
-DATA constants<>+1584(SB)/8, $0xbcce3799bd47a5d8
-DATA constants<>+1592(SB)/8, $0xbbca1a00bc4f4f0f
-DATA constants<>+1600(SB)/8, $0x3ea31a723eef8fbd
-DATA constants<>+1608(SB)/8, $0x3dd085833e481b40
-DATA constants<>+1616(SB)/8, $0x3cd3aff63d52763c
-DATA constants<>+1624(SB)/8, $0x3bcb5d193c520020
-DATA constants<>+1632(SB)/8, $0x40ab333440ab3334
-DATA constants<>+1640(SB)/8, $0x40ab333440ab3334
-DATA constants<>+1648(SB)/8, $0x40ab333440ab3334
-DATA constants<>+1656(SB)/8, $0x40ab333440ab3334
-DATA constants<>+1664(SB)/8, $0x42ae000042ae0000
-DATA constants<>+1672(SB)/8, $0x42ae000042ae0000
-DATA constants<>+1680(SB)/8, $0x42ae000042ae0000
-DATA constants<>+1688(SB)/8, $0x42ae000042ae0000
-DATA constants<>+1696(SB)/8, $0x7f8000017f800001
-DATA constants<>+1704(SB)/8, $0x7f8000017f800001
-DATA constants<>+1712(SB)/8, $0x7f8000017f800001
-DATA constants<>+1720(SB)/8, $0x7f8000017f800001
-DATA constants<>+1728(SB)/8, $0x42dc000042dc0000
-DATA constants<>+1736(SB)/8, $0x42dc000042dc0000
-DATA constants<>+1744(SB)/8, $0x42dc000042dc0000
-DATA constants<>+1752(SB)/8, $0x42dc000042dc0000
-DATA constants<>+1760(SB)/8, $0xc138aa3bc138aa3b
-DATA constants<>+1768(SB)/8, $0xc138aa3bc138aa3b
-DATA constants<>+1776(SB)/8, $0xc138aa3bc138aa3b
-DATA constants<>+1784(SB)/8, $0xc138aa3bc138aa3b
-DATA constants<>+1792(SB)/8, $0x3db170003db17000
-DATA constants<>+1800(SB)/8, $0x3db170003db17000
-DATA constants<>+1808(SB)/8, $0x3db170003db17000
-DATA constants<>+1816(SB)/8, $0x3db170003db17000
-DATA constants<>+1824(SB)/8, $0x3685fdf43685fdf4
-DATA constants<>+1832(SB)/8, $0x3685fdf43685fdf4
-DATA constants<>+1840(SB)/8, $0x3685fdf43685fdf4
-DATA constants<>+1848(SB)/8, $0x3685fdf43685fdf4
-DATA constants<>+1856(SB)/8, $0xb928f58300000000
-DATA constants<>+1864(SB)/8, $0x37e54670b955a498
-DATA constants<>+1872(SB)/8, $0xb914aa90b8e00620
-DATA constants<>+1880(SB)/8, $0xb758e8ddb8bdce0e
-DATA constants<>+1888(SB)/8, $0x5f7b90005f800000
-DATA constants<>+1896(SB)/8, $0x5f7600005f783000
-DATA constants<>+1904(SB)/8, $0x5f7560005f750000
-DATA constants<>+1912(SB)/8, $0x5f7ac0005f774000
-DATA constants<>+1920(SB)/8, $0x3d2aaaab3d2aaaab
-DATA constants<>+1928(SB)/8, $0x3d2aaaab3d2aaaab
-DATA constants<>+1936(SB)/8, $0x3d2aaaab3d2aaaab
-DATA constants<>+1944(SB)/8, $0x3d2aaaab3d2aaaab
-DATA constants<>+1952(SB)/8, $0xbe2aaaabbe2aaaab
-DATA constants<>+1960(SB)/8, $0xbe2aaaabbe2aaaab
-DATA constants<>+1968(SB)/8, $0xbe2aaaabbe2aaaab
-DATA constants<>+1976(SB)/8, $0xbe2aaaabbe2aaaab
-DATA constants<>+1984(SB)/8, $0x5080000050800000
-DATA constants<>+1992(SB)/8, $0x5080000050800000
-DATA constants<>+2000(SB)/8, $0x5080000050800000
-DATA constants<>+2008(SB)/8, $0x5080000050800000
-DATA constants<>+2016(SB)/8, $0x9f7f28219f7f2821
-DATA constants<>+2024(SB)/8, $0x9f7f28219f7f2821
-DATA constants<>+2032(SB)/8, $0x9f7f28219f7f2821
-DATA constants<>+2040(SB)/8, $0x9f7f28219f7f2821
-DATA constants<>+2048(SB)/8, $0x3f806bfa3f806bfa
-DATA constants<>+2056(SB)/8, $0x3f806bfa3f806bfa
-DATA constants<>+2064(SB)/8, $0x3f806bfa3f806bfa
-DATA constants<>+2072(SB)/8, $0x3f806bfa3f806bfa
-DATA constants<>+2080(SB)/8, $0x2080000020800000
-DATA constants<>+2088(SB)/8, $0x2080000020800000
-DATA constants<>+2096(SB)/8, $0x2080000020800000
-DATA constants<>+2104(SB)/8, $0x2080000020800000
-DATA constants<>+2112(SB)/8, $0xdf800000df800000
-DATA constants<>+2120(SB)/8, $0xdf800000df800000
-DATA constants<>+2128(SB)/8, $0xdf800000df800000
-DATA constants<>+2136(SB)/8, $0xdf800000df800000
-DATA constants<>+2144(SB)/8, $0xe0000000e0000000
-DATA constants<>+2152(SB)/8, $0xe0000000e0000000
-DATA constants<>+2160(SB)/8, $0xe0000000e0000000
-DATA constants<>+2168(SB)/8, $0xe0000000e0000000
-DATA constants<>+2176(SB)/8, $0x1f8000001f800000
-DATA constants<>+2184(SB)/8, $0x1f8000001f800000
-DATA constants<>+2192(SB)/8, $0x1f8000001f800000
-DATA constants<>+2200(SB)/8, $0x1f8000001f800000
-DATA constants<>+2208(SB)/8, $0x3f00044b3f00044b
-DATA constants<>+2216(SB)/8, $0x3f00044b3f00044b
-DATA constants<>+2224(SB)/8, $0x3f00044b3f00044b
-DATA constants<>+2232(SB)/8, $0x3f00044b3f00044b
-DATA constants<>+2240(SB)/8, $0x411fd70a411fd70a
-DATA constants<>+2248(SB)/8, $0x411fd70a411fd70a
-DATA constants<>+2256(SB)/8, $0x411fd70a411fd70a
-DATA constants<>+2264(SB)/8, $0x411fd70a411fd70a
-DATA constants<>+2272(SB)/8, $0x3fc000003fc00000
-DATA constants<>+2280(SB)/8, $0x3fc000003fc00000
-DATA constants<>+2288(SB)/8, $0x3fc000003fc00000
-DATA constants<>+2296(SB)/8, $0x3fc000003fc00000
-DATA constants<>+2304(SB)/8, $0x3fd5741e3f7ca9f4
-DATA constants<>+2312(SB)/8, $0x4077d50e401d43cf
-DATA constants<>+2320(SB)/8, $0x4101d4c640c6e4ba
-DATA constants<>+2328(SB)/8, $0x3ee1d61000000000
-DATA constants<>+2336(SB)/8, $0xbb2bf92b3b62f4cb
-DATA constants<>+2344(SB)/8, $0x378f5bf538bad497
-DATA constants<>+2352(SB)/8, $0x31074e1534d16dec
-DATA constants<>+2360(SB)/8, $0x3ced00f4bd1a1cb5
-DATA constants<>+2368(SB)/8, $0x3b6433e43c8c61b4
-DATA constants<>+2376(SB)/8, $0xb8a1d1dcba3f0d0e
-DATA constants<>+2384(SB)/8, $0xb27145d0b55a1a6b
-DATA constants<>+2392(SB)/8, $0xbd7e0253bc202548
-DATA constants<>+2400(SB)/8, $0x3b1ebc93bd43abbe
-DATA constants<>+2408(SB)/8, $0x397128553b46a6a0
-DATA constants<>+2416(SB)/8, $0x33513f5235e8c170
-DATA constants<>+2424(SB)/8, $0xbbf41ac43e0b0ebc
-DATA constants<>+2432(SB)/8, $0xbccb45093cfcf049
-DATA constants<>+2440(SB)/8, $0xba16388fbc0e2d69
-DATA constants<>+2448(SB)/8, $0xb40188e9b6b0c087
-DATA constants<>+2456(SB)/8, $0x3e2df7ccb99f5f88
-DATA constants<>+2464(SB)/8, $0x3d9132f33dd10f40
-DATA constants<>+2472(SB)/8, $0x3a96c65d3c97281f
-DATA constants<>+2480(SB)/8, $0x348054ec3737014a
-DATA constants<>+2488(SB)/8, $0xbe08f239beaaa860
-DATA constants<>+2496(SB)/8, $0xbdfd46a2bea5d2af
-DATA constants<>+2504(SB)/8, $0xbae2a0fabce98be9
-DATA constants<>+2512(SB)/8, $0xb4c07c82b78613a3
-DATA constants<>+2520(SB)/8, $0xbeafc5d6b4c84f52
-DATA constants<>+2528(SB)/8, $0x3e07fd573edb526e
-DATA constants<>+2536(SB)/8, $0x3ae2d35f3cecff9a
-DATA constants<>+2544(SB)/8, $0x34c034263785a2c2
-DATA constants<>+2552(SB)/8, $0x3f5401d430b1992b
-DATA constants<>+2560(SB)/8, $0x3f6e65623f418d95
-DATA constants<>+2568(SB)/8, $0x3f7fc7453f7c450c
-DATA constants<>+2576(SB)/8, $0x3f7ffffd3f7fff7a
-DATA constants<>+2584(SB)/8, $0x3ed43f2c00000000
-DATA constants<>+2592(SB)/8, $0x3eae147b3eae147b
-DATA constants<>+2600(SB)/8, $0x3eae147b3eae147b
-DATA constants<>+2608(SB)/8, $0x3eae147b3eae147b
-DATA constants<>+2616(SB)/8, $0x3eae147b3eae147b
-DATA constants<>+2624(SB)/8, $0x3f24f4413e7953ec
-DATA constants<>+2632(SB)/8, $0x401617753fc2222b
-DATA constants<>+2640(SB)/8, $0x4070dc274043406d
-DATA constants<>+2648(SB)/8, $0x40a473be408d13da
-DATA constants<>+2656(SB)/8, $0xbd84a3f83e5bf85b
-DATA constants<>+2664(SB)/8, $0x3b01dd5c3bb5cacb
-DATA constants<>+2672(SB)/8, $0xb8843904b88fe64c
-DATA constants<>+2680(SB)/8, $0xb69608c9b7966239
-DATA constants<>+2688(SB)/8, $0x3e46f5cfbdf3857a
-DATA constants<>+2696(SB)/8, $0x3a2c2e40bcdbf05a
-DATA constants<>+2704(SB)/8, $0x39337ceb3a1d91b5
-DATA constants<>+2712(SB)/8, $0x3748c46f385771ce
-DATA constants<>+2720(SB)/8, $0xbdee1ccdbed2b378
-DATA constants<>+2728(SB)/8, $0xbb93f2b93d24acf3
-DATA constants<>+2736(SB)/8, $0xba118d1ebb06679f
-DATA constants<>+2744(SB)/8, $0xb8191fc7b923be84
-DATA constants<>+2752(SB)/8, $0xbe938cfa3ec01fb8
-DATA constants<>+2760(SB)/8, $0x3c9174fabc2164a7
-DATA constants<>+2768(SB)/8, $0x3ab8ffc43bb5dba2
-DATA constants<>+2776(SB)/8, $0x38c00dce39ce2900
-DATA constants<>+2784(SB)/8, $0x3f0791c53f0c914f
-DATA constants<>+2792(SB)/8, $0xbd2c7c80bdce1ef5
-DATA constants<>+2800(SB)/8, $0xbb3a9254bc3cbd93
-DATA constants<>+2808(SB)/8, $0xb9401ed9ba4ea0f9
-DATA constants<>+2816(SB)/8, $0xbcb510a6bf481c56
-DATA constants<>+2824(SB)/8, $0x3d8bbde13e845192
-DATA constants<>+2832(SB)/8, $0x3b8c894a3c902472
-DATA constants<>+2840(SB)/8, $0x399020dc3a9b2723
-DATA constants<>+2848(SB)/8, $0xbf44fd29bee692b8
-DATA constants<>+2856(SB)/8, $0xbd910b9dbea309be
-DATA constants<>+2864(SB)/8, $0xbb8cd6f2bc91718f
-DATA constants<>+2872(SB)/8, $0xb99025fbba9b3eb7
-DATA constants<>+2880(SB)/8, $0x3f2d73453f716748
-DATA constants<>+2888(SB)/8, $0x3d13bbf03e3388df
-DATA constants<>+2896(SB)/8, $0x3b0cfdca3c1218b0
-DATA constants<>+2904(SB)/8, $0x391028853a1b4a7f
-DATA constants<>+2912(SB)/8, $0x422c0000422c0000
-DATA constants<>+2920(SB)/8, $0x422c0000422c0000
-DATA constants<>+2928(SB)/8, $0x422c0000422c0000
-DATA constants<>+2936(SB)/8, $0x422c0000422c0000
-DATA constants<>+2944(SB)/8, $0xe0800000e0800000
-DATA constants<>+2952(SB)/8, $0xe0800000e0800000
-DATA constants<>+2960(SB)/8, $0xe0800000e0800000
-DATA constants<>+2968(SB)/8, $0xe0800000e0800000
-DATA constants<>+2976(SB)/8, $0xe1000000e1000000
-DATA constants<>+2984(SB)/8, $0xe1000000e1000000
-DATA constants<>+2992(SB)/8, $0xe1000000e1000000
-DATA constants<>+3000(SB)/8, $0xe1000000e1000000
-DATA constants<>+3008(SB)/8, $0x3f1252d700000000
-DATA constants<>+3016(SB)/8, $0x400b394d3fbceb61
-DATA constants<>+3024(SB)/8, $0x4064f2e54036ef72
-DATA constants<>+3032(SB)/8, $0x40a41fd2408dcfd1
-DATA constants<>+3040(SB)/8, $0xb84f677ebafe31a0
-DATA constants<>+3048(SB)/8, $0x398dc9fc3a889fc8
-DATA constants<>+3056(SB)/8, $0xb8de41b1b8df8453
-DATA constants<>+3064(SB)/8, $0xb78ab645b84c1c7e
-DATA constants<>+3072(SB)/8, $0xbbae88a4b89c2205
-DATA constants<>+3080(SB)/8, $0x3a6c0d34bae9bdc3
-DATA constants<>+3088(SB)/8, $0x39fe88603a83122c
-DATA constants<>+3096(SB)/8, $0x3789434e38f8ba8d
-DATA constants<>+3104(SB)/8, $0x3c44f5e43caac981
-DATA constants<>+3112(SB)/8, $0xbbf6e383bbe8429e
-DATA constants<>+3120(SB)/8, $0xba988e41bb7ab45a
-DATA constants<>+3128(SB)/8, $0x395a68a236015478
-DATA constants<>+3136(SB)/8, $0x3d260369b59fdb68
-DATA constants<>+3144(SB)/8, $0x3cb015be3d34caae
-DATA constants<>+3152(SB)/8, $0xba47ad413bc30e12
-DATA constants<>+3160(SB)/8, $0xbafdb4e2bb176780
-DATA constants<>+3168(SB)/8, $0xbe5965b4be7ffffe
-DATA constants<>+3176(SB)/8, $0xbc4950c6bda66bf4
-DATA constants<>+3184(SB)/8, $0x3c95d0eb3c666d29
-DATA constants<>+3192(SB)/8, $0x3c1324723c5d7f2d
-DATA constants<>+3200(SB)/8, $0x3e6a8a1d3f000000
-DATA constants<>+3208(SB)/8, $0xbdc727b5bd196eb6
-DATA constants<>+3216(SB)/8, $0xbd8a1aaabdbd3eb9
-DATA constants<>+3224(SB)/8, $0xbcc5b527bd22b96d
-DATA constants<>+3232(SB)/8, $0x3e53378e00000000
-DATA constants<>+3240(SB)/8, $0x3e632d753e8c9692
-DATA constants<>+3248(SB)/8, $0x3dc734e23e1eca1b
-DATA constants<>+3256(SB)/8, $0x3cf766b83d5561ff
-DATA constants<>+3264(SB)/8, $0xfffff000fffff000
-DATA constants<>+3272(SB)/8, $0xfffff000fffff000
-DATA constants<>+3280(SB)/8, $0xfffff000fffff000
-DATA constants<>+3288(SB)/8, $0xfffff000fffff000
-DATA constants<>+3296(SB)/8, $0x3f0783153e03bff3
-DATA constants<>+3304(SB)/8, $0x400029003fb5978c
-DATA constants<>+3312(SB)/8, $0x405e16324043580a
-DATA constants<>+3320(SB)/8, $0x40a3deaf408c3296
-DATA constants<>+3328(SB)/8, $0x3b6c82553b06d7fa
-DATA constants<>+3336(SB)/8, $0xba818c2eba0c56d6
-DATA constants<>+3344(SB)/8, $0x38a9a857b91f7f03
-DATA constants<>+3352(SB)/8, $0x37f3211d3887378e
-DATA constants<>+3360(SB)/8, $0xbb89e021bc438e5a
-DATA constants<>+3368(SB)/8, $0x3b2454713bce1496
-DATA constants<>+3376(SB)/8, $0xba336340ba54f477
-DATA constants<>+3384(SB)/8, $0xb8a68d29b9877564
-DATA constants<>+3392(SB)/8, $0xbccfd6d8bc01f094
-DATA constants<>+3400(SB)/8, $0x3b3fe75fbc2e0c62
-DATA constants<>+3408(SB)/8, $0x3b3534183b8db335
-DATA constants<>+3416(SB)/8, $0x38b62cf93a2e0aec
-DATA constants<>+3424(SB)/8, $0x3d574c263da676bd
-DATA constants<>+3432(SB)/8, $0xbd0655c0bcd5e39a
-DATA constants<>+3440(SB)/8, $0xbbbcea1abc3f2098
-DATA constants<>+3448(SB)/8, $0x3a5966f1b8ffb38f
-DATA constants<>+3456(SB)/8, $0x3debe51b3d02aa2e
-DATA constants<>+3464(SB)/8, $0x3da592803e0c6293
-DATA constants<>+3472(SB)/8, $0xba2086a03c247f4a
-DATA constants<>+3480(SB)/8, $0xbbbeeefabbe2d603
-DATA constants<>+3488(SB)/8, $0xbede84dfbefde3cd
-DATA constants<>+3496(SB)/8, $0xbd4b651dbe363964
-DATA constants<>+3504(SB)/8, $0x3d171d493d09165a
-DATA constants<>+3512(SB)/8, $0x3c93e6773ce33915
-DATA constants<>+3520(SB)/8, $0x3e7d1ed33edf2738
-DATA constants<>+3528(SB)/8, $0xbdba2e82bce30d37
-DATA constants<>+3536(SB)/8, $0xbd922d5dbdb0ea5f
-DATA constants<>+3544(SB)/8, $0xbcc6e16fbd28620f
-DATA constants<>+3552(SB)/8, $0x9f8000009f800000
-DATA constants<>+3560(SB)/8, $0x9f8000009f800000
-DATA constants<>+3568(SB)/8, $0x9f8000009f800000
-DATA constants<>+3576(SB)/8, $0x9f8000009f800000
-DATA constants<>+3584(SB)/8, $0x418ccccd418ccccd
-DATA constants<>+3592(SB)/8, $0x418ccccd418ccccd
-DATA constants<>+3600(SB)/8, $0x418ccccd418ccccd
-DATA constants<>+3608(SB)/8, $0x418ccccd418ccccd
-DATA constants<>+3616(SB)/8, $0x3f59999a3f59999a
-DATA constants<>+3624(SB)/8, $0x3f59999a3f59999a
-DATA constants<>+3632(SB)/8, $0x3f59999a3f59999a
-DATA constants<>+3640(SB)/8, $0x3f59999a3f59999a
-DATA constants<>+3648(SB)/8, $0x403636ec3fccdc04
-DATA constants<>+3656(SB)/8, $0x40dc7768408f2950
-DATA constants<>+3664(SB)/8, $0x416121214120f7a0
-DATA constants<>+3672(SB)/8, $0x3f6e699400000000
-DATA constants<>+3680(SB)/8, $0x373171753810ef4f
-DATA constants<>+3688(SB)/8, $0x343eeab535fb83de
-DATA constants<>+3696(SB)/8, $0x2e69f32031cce89f
-DATA constants<>+3704(SB)/8, $0x38b2964339241e71
-DATA constants<>+3712(SB)/8, $0xb8aa1c7fb992ed3f
-DATA constants<>+3720(SB)/8, $0xb5c49d5ab7883642
-DATA constants<>+3728(SB)/8, $0xb066c967b38abeb9
-DATA constants<>+3736(SB)/8, $0xba0f6fddbab231e3
-DATA constants<>+3744(SB)/8, $0x39fdaa0a3adca258
-DATA constants<>+3752(SB)/8, $0x370f408f38c8d142
-DATA constants<>+3760(SB)/8, $0x31da80f834c99c66
-DATA constants<>+3768(SB)/8, $0x3b5728513c085f06
-DATA constants<>+3776(SB)/8, $0xbb1e68adbc09c4a7
-DATA constants<>+3784(SB)/8, $0xb831d578b9f90b5b
-DATA constants<>+3792(SB)/8, $0xb30c8c49b5ee43a5
-DATA constants<>+3800(SB)/8, $0xbc868000bd2aa90c
-DATA constants<>+3808(SB)/8, $0x3c1e694c3d09c379
-DATA constants<>+3816(SB)/8, $0x3931f03b3af91347
-DATA constants<>+3824(SB)/8, $0x340b225336edb659
-DATA constants<>+3832(SB)/8, $0x3d867fe63e2aaaa5
-DATA constants<>+3840(SB)/8, $0xbced9e2fbdcea562
-DATA constants<>+3848(SB)/8, $0xba057a78bbbad7e0
-DATA constants<>+3856(SB)/8, $0xb4cfe749b7b33f73
-DATA constants<>+3864(SB)/8, $0xbe49bfd6bf000000
-DATA constants<>+3872(SB)/8, $0x3d6d9e303e4ea564
-DATA constants<>+3880(SB)/8, $0x3a857a233c3ad7f3
-DATA constants<>+3888(SB)/8, $0x354ff2b738335487
-DATA constants<>+3896(SB)/8, $0x3ec9bfd6ae925b30
-DATA constants<>+3904(SB)/8, $0x3f71261d3f4c56a7
-DATA constants<>+3912(SB)/8, $0x3f7fbd433f7d14a1
-DATA constants<>+3920(SB)/8, $0x3f7ffff33f7ffd33
-DATA constants<>+3928(SB)/8, $0x3f1b201500000000
-DATA constants<>+3936(SB)/8, $0x3f19999a3f19999a
-DATA constants<>+3944(SB)/8, $0x3f19999a3f19999a
-DATA constants<>+3952(SB)/8, $0x3f19999a3f19999a
-DATA constants<>+3960(SB)/8, $0x3f19999a3f19999a
-DATA constants<>+3968(SB)/8, $0x3f45a2d23e03d38b
-DATA constants<>+3976(SB)/8, $0x400fb1393fbca2ad
-DATA constants<>+3984(SB)/8, $0x40684ca4403afab9
-DATA constants<>+3992(SB)/8, $0x40a301aa408d7d50
-DATA constants<>+4000(SB)/8, $0x3a2ef8363a9abc4b
-DATA constants<>+4008(SB)/8, $0x3929598b39ac51c3
-DATA constants<>+4016(SB)/8, $0x3823b64238a74780
-DATA constants<>+4024(SB)/8, $0x371c133137a264e6
-DATA constants<>+4032(SB)/8, $0xbb7da850bbf088b4
-DATA constants<>+4040(SB)/8, $0xba67939bbafb8b43
-DATA constants<>+4048(SB)/8, $0xb9688f1fb9ebfdf7
-DATA constants<>+4056(SB)/8, $0xb856b518b8d0bc0b
-DATA constants<>+4064(SB)/8, $0x3c9db2033d1610e3
-DATA constants<>+4072(SB)/8, $0x3b908cab3c1c5b6e
-DATA constants<>+4080(SB)/8, $0x3a90d31c3b13019b
-DATA constants<>+4088(SB)/8, $0x3985f2953a033379
-DATA constants<>+4096(SB)/8, $0xbd9db87ebe160d08
-DATA constants<>+4104(SB)/8, $0xbc90994ebd1c60a8
-DATA constants<>+4112(SB)/8, $0xbb90dc09bc130bb1
-DATA constants<>+4120(SB)/8, $0xba85fe45bb033f09
-DATA constants<>+4128(SB)/8, $0x3e6c95df3ee1139a
-DATA constants<>+4136(SB)/8, $0x3d58e5ed3dea9224
-DATA constants<>+4144(SB)/8, $0x3c594a6c3cdc91da
-DATA constants<>+4152(SB)/8, $0x3b48fd733bc4dd39
-DATA constants<>+4160(SB)/8, $0xbeec95d9bf61139c
-DATA constants<>+4168(SB)/8, $0xbdd8e5e3be6a921f
-DATA constants<>+4176(SB)/8, $0xbcd94a64bd5c91d1
-DATA constants<>+4184(SB)/8, $0xbbc8fd69bc44dd34
-DATA constants<>+4192(SB)/8, $0x3eec95d83f61139c
-DATA constants<>+4200(SB)/8, $0x3dd8e5e33e6a921e
-DATA constants<>+4208(SB)/8, $0x3cd94a643d5c91d1
-DATA constants<>+4216(SB)/8, $0x3bc8fd693c44dd35
-DATA constants<>+4224(SB)/8, $0xc3480000c3480000
-DATA constants<>+4232(SB)/8, $0xc3480000c3480000
-DATA constants<>+4240(SB)/8, $0xc3480000c3480000
-DATA constants<>+4248(SB)/8, $0xc3480000c3480000
-DATA constants<>+4256(SB)/8, $0x3ff71547652b82fe
-DATA constants<>+4264(SB)/8, $0x3ff71547652b82fe
-DATA constants<>+4272(SB)/8, $0x3ff71547652b82fe
-DATA constants<>+4280(SB)/8, $0x3ff71547652b82fe
-DATA constants<>+4288(SB)/8, $0x4338000000000000
-DATA constants<>+4296(SB)/8, $0x4338000000000000
-DATA constants<>+4304(SB)/8, $0x4338000000000000
-DATA constants<>+4312(SB)/8, $0x4338000000000000
-DATA constants<>+4320(SB)/8, $0x403154b481dda9bb
-DATA constants<>+4328(SB)/8, $0x403154b481dda9bb
-DATA constants<>+4336(SB)/8, $0x403154b481dda9bb
-DATA constants<>+4344(SB)/8, $0x403154b481dda9bb
-DATA constants<>+4352(SB)/8, $0x40768cc0c7dd1818
-DATA constants<>+4360(SB)/8, $0x40768cc0c7dd1818
-DATA constants<>+4368(SB)/8, $0x40768cc0c7dd1818
-DATA constants<>+4376(SB)/8, $0x40768cc0c7dd1818
-DATA constants<>+4384(SB)/8, $0x405f42bc28bd824e
-DATA constants<>+4392(SB)/8, $0x405f42bc28bd824e
-DATA constants<>+4400(SB)/8, $0x405f42bc28bd824e
-DATA constants<>+4408(SB)/8, $0x405f42bc28bd824e
-DATA constants<>+4416(SB)/8, $0x3f33ee973e0b5dae
-DATA constants<>+4424(SB)/8, $0x400b06ce3fc7848a
-DATA constants<>+4432(SB)/8, $0x406b17e6403d4ab0
-DATA constants<>+4440(SB)/8, $0x40a2b741408cad15
-DATA constants<>+4448(SB)/8, $0x38932ad53935a420
-DATA constants<>+4456(SB)/8, $0xb8ccb14db929ca14
-DATA constants<>+4464(SB)/8, $0x3731aac7b77c71b4
-DATA constants<>+4472(SB)/8, $0x36f52fa3373b9ba2
-DATA constants<>+4480(SB)/8, $0x3a8502ba39aaaf99
-DATA constants<>+4488(SB)/8, $0x388beb8e3a147982
-DATA constants<>+4496(SB)/8, $0xb90e68ebb920a962
-DATA constants<>+4504(SB)/8, $0xb8441492b8afdd6f
-DATA constants<>+4512(SB)/8, $0xbb46f0e7bba77454
-DATA constants<>+4520(SB)/8, $0x3ae141463a58e9b4
-DATA constants<>+4528(SB)/8, $0x3a6195d23ab83b8a
-DATA constants<>+4536(SB)/8, $0x3980a2df39f3bf40
-DATA constants<>+4544(SB)/8, $0xbc4c32ebbb38c394
-DATA constants<>+4552(SB)/8, $0xbc476d49bc7fd297
-DATA constants<>+4560(SB)/8, $0xbb7ab71dbbe70678
-DATA constants<>+4568(SB)/8, $0xba83e9ccbb0029ed
-DATA constants<>+4576(SB)/8, $0x3de2d0b53dfed176
-DATA constants<>+4584(SB)/8, $0x3d3c05e23d930f17
-DATA constants<>+4592(SB)/8, $0x3c45d5993cc040ba
-DATA constants<>+4600(SB)/8, $0x3b4856123bc50b95
-DATA constants<>+4608(SB)/8, $0xbea9903ebeee9b29
-DATA constants<>+4616(SB)/8, $0xbdd17122be320022
-DATA constants<>+4624(SB)/8, $0xbccadb96bd4a3d0a
-DATA constants<>+4632(SB)/8, $0xbbc9937fbc477949
-DATA constants<>+4640(SB)/8, $0x3ecdf22a3f209e02
-DATA constants<>+4648(SB)/8, $0x3ddcf14b3e438933
-DATA constants<>+4656(SB)/8, $0x3ccd69643d4f66df
-DATA constants<>+4664(SB)/8, $0x3bca32df3c48b2b0
-DATA constants<>+4672(SB)/8, $0x9f136fb29f136fb2
-DATA constants<>+4680(SB)/8, $0x9f136fb29f136fb2
-DATA constants<>+4688(SB)/8, $0x9f136fb29f136fb2
-DATA constants<>+4696(SB)/8, $0x9f136fb29f136fb2
-DATA constants<>+4704(SB)/8, $0x3f5e40363f5e4036
-DATA constants<>+4712(SB)/8, $0x3f5e40363f5e4036
-DATA constants<>+4720(SB)/8, $0x3f5e40363f5e4036
-DATA constants<>+4728(SB)/8, $0x3f5e40363f5e4036
-DATA constants<>+4736(SB)/8, $0xbf000000bf000000
-DATA constants<>+4744(SB)/8, $0xbf000000bf000000
-DATA constants<>+4752(SB)/8, $0xbf000000bf000000
-DATA constants<>+4760(SB)/8, $0xbf000000bf000000
-DATA constants<>+4768(SB)/8, $0x407f5c29407f5c29
-DATA constants<>+4776(SB)/8, $0x407f5c29407f5c29
-DATA constants<>+4784(SB)/8, $0x407f5c29407f5c29
-DATA constants<>+4792(SB)/8, $0x407f5c29407f5c29
-DATA constants<>+4800(SB)/8, $0x3f42d93fbdf5ad6b
-DATA constants<>+4808(SB)/8, $0x4035d4553fe47922
-DATA constants<>+4816(SB)/8, $0xc046d0fcc082cee7
-DATA constants<>+4824(SB)/8, $0xbf8a18c9c0077a8c
-DATA constants<>+4832(SB)/8, $0x3a7f993cba970bde
-DATA constants<>+4840(SB)/8, $0xb78bb65db966eb75
-DATA constants<>+4848(SB)/8, $0xb793eff7b525669e
-DATA constants<>+4856(SB)/8, $0x39f362ebb889ab59
-DATA constants<>+4864(SB)/8, $0xbb3cc08e3add9a0a
-DATA constants<>+4872(SB)/8, $0xb850723d3a8ecdc0
-DATA constants<>+4880(SB)/8, $0xb7c13e3437349b47
-DATA constants<>+4888(SB)/8, $0x393bd141b9998d8a
-DATA constants<>+4896(SB)/8, $0xbad08f693be2e4da
-DATA constants<>+4904(SB)/8, $0x3a18c90ebaf029e8
-DATA constants<>+4912(SB)/8, $0x38eff38138d71ba8
-DATA constants<>+4920(SB)/8, $0xbb397dffba2312f3
-DATA constants<>+4928(SB)/8, $0x3c9064d3bb9d55ee
-DATA constants<>+4936(SB)/8, $0xbb1942d9bb1b27aa
-DATA constants<>+4944(SB)/8, $0x3a9e2d7f3a1eb592
-DATA constants<>+4952(SB)/8, $0xbc1385413a1d5d6e
-DATA constants<>+4960(SB)/8, $0xbc1c8880bd36b5d1
-DATA constants<>+4968(SB)/8, $0x3bc44d483ca46223
-DATA constants<>+4976(SB)/8, $0x3bc8fdb03b2af688
-DATA constants<>+4984(SB)/8, $0xbb074aab3c31ae8d
-DATA constants<>+4992(SB)/8, $0xbdb9394f39b3950a
-DATA constants<>+5000(SB)/8, $0xbc2a9a94bd508236
-DATA constants<>+5008(SB)/8, $0x3ca6f9e43c04d3ab
-DATA constants<>+5016(SB)/8, $0x3d8fb5a53d3ca39c
-DATA constants<>+5024(SB)/8, $0x3e6953b13ea4cc0c
-DATA constants<>+5032(SB)/8, $0x3c3b28063d8b0a59
-DATA constants<>+5040(SB)/8, $0x3d2f22b03c872174
-DATA constants<>+5048(SB)/8, $0x3e6ec46b3dd946cf
-DATA constants<>+5056(SB)/8, $0x3f50df1d3f0fbbf2
-DATA constants<>+5064(SB)/8, $0x3f7e72a33f75a467
-DATA constants<>+5072(SB)/8, $0x3d3339f73c884877
-DATA constants<>+5080(SB)/8, $0x3e91b3993de7d921
-DATA constants<>+5088(SB)/8, $0x407f5c2a407f5c2a
-DATA constants<>+5096(SB)/8, $0x407f5c2a407f5c2a
-DATA constants<>+5104(SB)/8, $0x407f5c2a407f5c2a
-DATA constants<>+5112(SB)/8, $0x407f5c2a407f5c2a
-DATA constants<>+5120(SB)/8, $0x3e8000003e800000
-DATA constants<>+5128(SB)/8, $0x3e8000003e800000
-DATA constants<>+5136(SB)/8, $0x3e8000003e800000
-DATA constants<>+5144(SB)/8, $0x3e8000003e800000
-DATA constants<>+5152(SB)/8, $0x4080000040800000
-DATA constants<>+5160(SB)/8, $0x4080000040800000
-DATA constants<>+5168(SB)/8, $0x4080000040800000
-DATA constants<>+5176(SB)/8, $0x4080000040800000
-DATA constants<>+5184(SB)/8, $0x4000000040000000
-DATA constants<>+5192(SB)/8, $0x4000000040000000
-DATA constants<>+5200(SB)/8, $0x4000000040000000
-DATA constants<>+5208(SB)/8, $0x4000000040000000
+DATA constants<>+1056(SB)/8, $0x4000000040000000
+DATA constants<>+1064(SB)/8, $0x4000000040000000
+DATA constants<>+1072(SB)/8, $0x4000000040000000
+DATA constants<>+1080(SB)/8, $0x4000000040000000
+DATA constants<>+1088(SB)/8, $0x3f8000003f800000
+DATA constants<>+1096(SB)/8, $0x3f8000003f800000
+DATA constants<>+1104(SB)/8, $0x3f8000003f800000
+DATA constants<>+1112(SB)/8, $0x3f8000003f800000
+DATA constants<>+1120(SB)/8, $0xc0400000c0400000
+DATA constants<>+1128(SB)/8, $0xc0400000c0400000
+DATA constants<>+1136(SB)/8, $0xc0400000c0400000
+DATA constants<>+1144(SB)/8, $0xc0400000c0400000
+DATA constants<>+1152(SB)/8, $0x4040000040400000
+DATA constants<>+1160(SB)/8, $0x4040000040400000
+DATA constants<>+1168(SB)/8, $0x4040000040400000
+DATA constants<>+1176(SB)/8, $0x4040000040400000
+DATA constants<>+1184(SB)/8, $0x40c0000040c00000
+DATA constants<>+1192(SB)/8, $0x40c0000040c00000
+DATA constants<>+1200(SB)/8, $0x40c0000040c00000
+DATA constants<>+1208(SB)/8, $0x40c0000040c00000
+DATA constants<>+1216(SB)/8, $0x3e2aaaab3e2aaaab
+DATA constants<>+1224(SB)/8, $0x3e2aaaab3e2aaaab
+DATA constants<>+1232(SB)/8, $0x3e2aaaab3e2aaaab
+DATA constants<>+1240(SB)/8, $0x3e2aaaab3e2aaaab
+DATA constants<>+1248(SB)/8, $0x3eaaaaab3eaaaaab
+DATA constants<>+1256(SB)/8, $0x3eaaaaab3eaaaaab
+DATA constants<>+1264(SB)/8, $0x3eaaaaab3eaaaaab
+DATA constants<>+1272(SB)/8, $0x3eaaaaab3eaaaaab
+DATA constants<>+1280(SB)/8, $0x3f0000003f000000
+DATA constants<>+1288(SB)/8, $0x3f0000003f000000
+DATA constants<>+1296(SB)/8, $0x3f0000003f000000
+DATA constants<>+1304(SB)/8, $0x3f0000003f000000
+DATA constants<>+1312(SB)/8, $0x40ab333340ab3333
+DATA constants<>+1320(SB)/8, $0x40ab333340ab3333
+DATA constants<>+1328(SB)/8, $0x40ab333340ab3333
+DATA constants<>+1336(SB)/8, $0x40ab333340ab3333
+DATA constants<>+1344(SB)/8, $0x3fb333333fb33333
+DATA constants<>+1352(SB)/8, $0x3fb333333fb33333
+DATA constants<>+1360(SB)/8, $0x3fb333333fb33333
+DATA constants<>+1368(SB)/8, $0x3fb333333fb33333
+DATA constants<>+1376(SB)/8, $0x4b4000004b400000
+DATA constants<>+1384(SB)/8, $0x4b4000004b400000
+DATA constants<>+1392(SB)/8, $0x4b4000004b400000
+DATA constants<>+1400(SB)/8, $0x4b4000004b400000
+DATA constants<>+1408(SB)/8, $0x3f42a90f3e03b07b
+DATA constants<>+1416(SB)/8, $0x400b572a3fb52502
+DATA constants<>+1424(SB)/8, $0x40684bbc403a9b08
+DATA constants<>+1432(SB)/8, $0x40a26e7b408b0276
+DATA constants<>+1440(SB)/8, $0x3a0d34163915d5a2
+DATA constants<>+1448(SB)/8, $0xb91b9736386e68d3
+DATA constants<>+1456(SB)/8, $0xb741abd5b893e6af
+DATA constants<>+1464(SB)/8, $0x36b6c9b4369e6098
+DATA constants<>+1472(SB)/8, $0xb98cdbadbb019bff
+DATA constants<>+1480(SB)/8, $0x3a13f86c3a7c02cc
+DATA constants<>+1488(SB)/8, $0xb88ac046389d76c3
+DATA constants<>+1496(SB)/8, $0xb83125e5b88d1aba
+DATA constants<>+1504(SB)/8, $0xbbaca177baad8859
+DATA constants<>+1512(SB)/8, $0xb99afb83bb67d7fa
+DATA constants<>+1520(SB)/8, $0x3a360db23a4679f5
+DATA constants<>+1528(SB)/8, $0x39766c3d39e474bf
+DATA constants<>+1536(SB)/8, $0x3c33503a3ca7da7e
+DATA constants<>+1544(SB)/8, $0xbbe16551bac24eee
+DATA constants<>+1552(SB)/8, $0xbb696ea3bbbc5a6f
+DATA constants<>+1560(SB)/8, $0xba81bf3fbaff6d9f
+DATA constants<>+1568(SB)/8, $0x3d2154023c02f74e
+DATA constants<>+1576(SB)/8, $0x3d1526d63d44278d
+DATA constants<>+1584(SB)/8, $0x3c438f383cb32185
+DATA constants<>+1592(SB)/8, $0x3b4797d03bc9fe95
+DATA constants<>+1600(SB)/8, $0xbe5e4a35be7ef1c6
+DATA constants<>+1608(SB)/8, $0xbdbb4a5cbe21009c
+DATA constants<>+1616(SB)/8, $0xbcce3799bd47a5d8
+DATA constants<>+1624(SB)/8, $0xbbca1a00bc4f4f0f
+DATA constants<>+1632(SB)/8, $0x3ea31a723eef8fbd
+DATA constants<>+1640(SB)/8, $0x3dd085833e481b40
+DATA constants<>+1648(SB)/8, $0x3cd3aff63d52763c
+DATA constants<>+1656(SB)/8, $0x3bcb5d193c520020
+DATA constants<>+1664(SB)/8, $0x40ab333440ab3334
+DATA constants<>+1672(SB)/8, $0x40ab333440ab3334
+DATA constants<>+1680(SB)/8, $0x40ab333440ab3334
+DATA constants<>+1688(SB)/8, $0x40ab333440ab3334
+DATA constants<>+1696(SB)/8, $0x42ae000042ae0000
+DATA constants<>+1704(SB)/8, $0x42ae000042ae0000
+DATA constants<>+1712(SB)/8, $0x42ae000042ae0000
+DATA constants<>+1720(SB)/8, $0x42ae000042ae0000
+DATA constants<>+1728(SB)/8, $0x7f8000017f800001
+DATA constants<>+1736(SB)/8, $0x7f8000017f800001
+DATA constants<>+1744(SB)/8, $0x7f8000017f800001
+DATA constants<>+1752(SB)/8, $0x7f8000017f800001
+DATA constants<>+1760(SB)/8, $0x42dc000042dc0000
+DATA constants<>+1768(SB)/8, $0x42dc000042dc0000
+DATA constants<>+1776(SB)/8, $0x42dc000042dc0000
+DATA constants<>+1784(SB)/8, $0x42dc000042dc0000
+DATA constants<>+1792(SB)/8, $0xc138aa3bc138aa3b
+DATA constants<>+1800(SB)/8, $0xc138aa3bc138aa3b
+DATA constants<>+1808(SB)/8, $0xc138aa3bc138aa3b
+DATA constants<>+1816(SB)/8, $0xc138aa3bc138aa3b
+DATA constants<>+1824(SB)/8, $0x3db170003db17000
+DATA constants<>+1832(SB)/8, $0x3db170003db17000
+DATA constants<>+1840(SB)/8, $0x3db170003db17000
+DATA constants<>+1848(SB)/8, $0x3db170003db17000
+DATA constants<>+1856(SB)/8, $0x3685fdf43685fdf4
+DATA constants<>+1864(SB)/8, $0x3685fdf43685fdf4
+DATA constants<>+1872(SB)/8, $0x3685fdf43685fdf4
+DATA constants<>+1880(SB)/8, $0x3685fdf43685fdf4
+DATA constants<>+1888(SB)/8, $0xb928f58300000000
+DATA constants<>+1896(SB)/8, $0x37e54670b955a498
+DATA constants<>+1904(SB)/8, $0xb914aa90b8e00620
+DATA constants<>+1912(SB)/8, $0xb758e8ddb8bdce0e
+DATA constants<>+1920(SB)/8, $0x5f7b90005f800000
+DATA constants<>+1928(SB)/8, $0x5f7600005f783000
+DATA constants<>+1936(SB)/8, $0x5f7560005f750000
+DATA constants<>+1944(SB)/8, $0x5f7ac0005f774000
+DATA constants<>+1952(SB)/8, $0x3d2aaaab3d2aaaab
+DATA constants<>+1960(SB)/8, $0x3d2aaaab3d2aaaab
+DATA constants<>+1968(SB)/8, $0x3d2aaaab3d2aaaab
+DATA constants<>+1976(SB)/8, $0x3d2aaaab3d2aaaab
+DATA constants<>+1984(SB)/8, $0xbe2aaaabbe2aaaab
+DATA constants<>+1992(SB)/8, $0xbe2aaaabbe2aaaab
+DATA constants<>+2000(SB)/8, $0xbe2aaaabbe2aaaab
+DATA constants<>+2008(SB)/8, $0xbe2aaaabbe2aaaab
+DATA constants<>+2016(SB)/8, $0x5080000050800000
+DATA constants<>+2024(SB)/8, $0x5080000050800000
+DATA constants<>+2032(SB)/8, $0x5080000050800000
+DATA constants<>+2040(SB)/8, $0x5080000050800000
+DATA constants<>+2048(SB)/8, $0x9f7f28219f7f2821
+DATA constants<>+2056(SB)/8, $0x9f7f28219f7f2821
+DATA constants<>+2064(SB)/8, $0x9f7f28219f7f2821
+DATA constants<>+2072(SB)/8, $0x9f7f28219f7f2821
+DATA constants<>+2080(SB)/8, $0x3f806bfa3f806bfa
+DATA constants<>+2088(SB)/8, $0x3f806bfa3f806bfa
+DATA constants<>+2096(SB)/8, $0x3f806bfa3f806bfa
+DATA constants<>+2104(SB)/8, $0x3f806bfa3f806bfa
+DATA constants<>+2112(SB)/8, $0x2080000020800000
+DATA constants<>+2120(SB)/8, $0x2080000020800000
+DATA constants<>+2128(SB)/8, $0x2080000020800000
+DATA constants<>+2136(SB)/8, $0x2080000020800000
+DATA constants<>+2144(SB)/8, $0xdf800000df800000
+DATA constants<>+2152(SB)/8, $0xdf800000df800000
+DATA constants<>+2160(SB)/8, $0xdf800000df800000
+DATA constants<>+2168(SB)/8, $0xdf800000df800000
+DATA constants<>+2176(SB)/8, $0xe0000000e0000000
+DATA constants<>+2184(SB)/8, $0xe0000000e0000000
+DATA constants<>+2192(SB)/8, $0xe0000000e0000000
+DATA constants<>+2200(SB)/8, $0xe0000000e0000000
+DATA constants<>+2208(SB)/8, $0x1f8000001f800000
+DATA constants<>+2216(SB)/8, $0x1f8000001f800000
+DATA constants<>+2224(SB)/8, $0x1f8000001f800000
+DATA constants<>+2232(SB)/8, $0x1f8000001f800000
+DATA constants<>+2240(SB)/8, $0x3f00044b3f00044b
+DATA constants<>+2248(SB)/8, $0x3f00044b3f00044b
+DATA constants<>+2256(SB)/8, $0x3f00044b3f00044b
+DATA constants<>+2264(SB)/8, $0x3f00044b3f00044b
+DATA constants<>+2272(SB)/8, $0x411fd70a411fd70a
+DATA constants<>+2280(SB)/8, $0x411fd70a411fd70a
+DATA constants<>+2288(SB)/8, $0x411fd70a411fd70a
+DATA constants<>+2296(SB)/8, $0x411fd70a411fd70a
+DATA constants<>+2304(SB)/8, $0x3fc000003fc00000
+DATA constants<>+2312(SB)/8, $0x3fc000003fc00000
+DATA constants<>+2320(SB)/8, $0x3fc000003fc00000
+DATA constants<>+2328(SB)/8, $0x3fc000003fc00000
+DATA constants<>+2336(SB)/8, $0x3fd5741e3f7ca9f4
+DATA constants<>+2344(SB)/8, $0x4077d50e401d43cf
+DATA constants<>+2352(SB)/8, $0x4101d4c640c6e4ba
+DATA constants<>+2360(SB)/8, $0x3ee1d61000000000
+DATA constants<>+2368(SB)/8, $0xbb2bf92b3b62f4cb
+DATA constants<>+2376(SB)/8, $0x378f5bf538bad497
+DATA constants<>+2384(SB)/8, $0x31074e1534d16dec
+DATA constants<>+2392(SB)/8, $0x3ced00f4bd1a1cb5
+DATA constants<>+2400(SB)/8, $0x3b6433e43c8c61b4
+DATA constants<>+2408(SB)/8, $0xb8a1d1dcba3f0d0e
+DATA constants<>+2416(SB)/8, $0xb27145d0b55a1a6b
+DATA constants<>+2424(SB)/8, $0xbd7e0253bc202548
+DATA constants<>+2432(SB)/8, $0x3b1ebc93bd43abbe
+DATA constants<>+2440(SB)/8, $0x397128553b46a6a0
+DATA constants<>+2448(SB)/8, $0x33513f5235e8c170
+DATA constants<>+2456(SB)/8, $0xbbf41ac43e0b0ebc
+DATA constants<>+2464(SB)/8, $0xbccb45093cfcf049
+DATA constants<>+2472(SB)/8, $0xba16388fbc0e2d69
+DATA constants<>+2480(SB)/8, $0xb40188e9b6b0c087
+DATA constants<>+2488(SB)/8, $0x3e2df7ccb99f5f88
+DATA constants<>+2496(SB)/8, $0x3d9132f33dd10f40
+DATA constants<>+2504(SB)/8, $0x3a96c65d3c97281f
+DATA constants<>+2512(SB)/8, $0x348054ec3737014a
+DATA constants<>+2520(SB)/8, $0xbe08f239beaaa860
+DATA constants<>+2528(SB)/8, $0xbdfd46a2bea5d2af
+DATA constants<>+2536(SB)/8, $0xbae2a0fabce98be9
+DATA constants<>+2544(SB)/8, $0xb4c07c82b78613a3
+DATA constants<>+2552(SB)/8, $0xbeafc5d6b4c84f52
+DATA constants<>+2560(SB)/8, $0x3e07fd573edb526e
+DATA constants<>+2568(SB)/8, $0x3ae2d35f3cecff9a
+DATA constants<>+2576(SB)/8, $0x34c034263785a2c2
+DATA constants<>+2584(SB)/8, $0x3f5401d430b1992b
+DATA constants<>+2592(SB)/8, $0x3f6e65623f418d95
+DATA constants<>+2600(SB)/8, $0x3f7fc7453f7c450c
+DATA constants<>+2608(SB)/8, $0x3f7ffffd3f7fff7a
+DATA constants<>+2616(SB)/8, $0x3ed43f2c00000000
+DATA constants<>+2624(SB)/8, $0x3eae147b3eae147b
+DATA constants<>+2632(SB)/8, $0x3eae147b3eae147b
+DATA constants<>+2640(SB)/8, $0x3eae147b3eae147b
+DATA constants<>+2648(SB)/8, $0x3eae147b3eae147b
+DATA constants<>+2656(SB)/8, $0x3f24f4413e7953ec
+DATA constants<>+2664(SB)/8, $0x401617753fc2222b
+DATA constants<>+2672(SB)/8, $0x4070dc274043406d
+DATA constants<>+2680(SB)/8, $0x40a473be408d13da
+DATA constants<>+2688(SB)/8, $0xbd84a3f83e5bf85b
+DATA constants<>+2696(SB)/8, $0x3b01dd5c3bb5cacb
+DATA constants<>+2704(SB)/8, $0xb8843904b88fe64c
+DATA constants<>+2712(SB)/8, $0xb69608c9b7966239
+DATA constants<>+2720(SB)/8, $0x3e46f5cfbdf3857a
+DATA constants<>+2728(SB)/8, $0x3a2c2e40bcdbf05a
+DATA constants<>+2736(SB)/8, $0x39337ceb3a1d91b5
+DATA constants<>+2744(SB)/8, $0x3748c46f385771ce
+DATA constants<>+2752(SB)/8, $0xbdee1ccdbed2b378
+DATA constants<>+2760(SB)/8, $0xbb93f2b93d24acf3
+DATA constants<>+2768(SB)/8, $0xba118d1ebb06679f
+DATA constants<>+2776(SB)/8, $0xb8191fc7b923be84
+DATA constants<>+2784(SB)/8, $0xbe938cfa3ec01fb8
+DATA constants<>+2792(SB)/8, $0x3c9174fabc2164a7
+DATA constants<>+2800(SB)/8, $0x3ab8ffc43bb5dba2
+DATA constants<>+2808(SB)/8, $0x38c00dce39ce2900
+DATA constants<>+2816(SB)/8, $0x3f0791c53f0c914f
+DATA constants<>+2824(SB)/8, $0xbd2c7c80bdce1ef5
+DATA constants<>+2832(SB)/8, $0xbb3a9254bc3cbd93
+DATA constants<>+2840(SB)/8, $0xb9401ed9ba4ea0f9
+DATA constants<>+2848(SB)/8, $0xbcb510a6bf481c56
+DATA constants<>+2856(SB)/8, $0x3d8bbde13e845192
+DATA constants<>+2864(SB)/8, $0x3b8c894a3c902472
+DATA constants<>+2872(SB)/8, $0x399020dc3a9b2723
+DATA constants<>+2880(SB)/8, $0xbf44fd29bee692b8
+DATA constants<>+2888(SB)/8, $0xbd910b9dbea309be
+DATA constants<>+2896(SB)/8, $0xbb8cd6f2bc91718f
+DATA constants<>+2904(SB)/8, $0xb99025fbba9b3eb7
+DATA constants<>+2912(SB)/8, $0x3f2d73453f716748
+DATA constants<>+2920(SB)/8, $0x3d13bbf03e3388df
+DATA constants<>+2928(SB)/8, $0x3b0cfdca3c1218b0
+DATA constants<>+2936(SB)/8, $0x391028853a1b4a7f
+DATA constants<>+2944(SB)/8, $0x422c0000422c0000
+DATA constants<>+2952(SB)/8, $0x422c0000422c0000
+DATA constants<>+2960(SB)/8, $0x422c0000422c0000
+DATA constants<>+2968(SB)/8, $0x422c0000422c0000
+DATA constants<>+2976(SB)/8, $0xe0800000e0800000
+DATA constants<>+2984(SB)/8, $0xe0800000e0800000
+DATA constants<>+2992(SB)/8, $0xe0800000e0800000
+DATA constants<>+3000(SB)/8, $0xe0800000e0800000
+DATA constants<>+3008(SB)/8, $0xe1000000e1000000
+DATA constants<>+3016(SB)/8, $0xe1000000e1000000
+DATA constants<>+3024(SB)/8, $0xe1000000e1000000
+DATA constants<>+3032(SB)/8, $0xe1000000e1000000
+DATA constants<>+3040(SB)/8, $0x3f1252d700000000
+DATA constants<>+3048(SB)/8, $0x400b394d3fbceb61
+DATA constants<>+3056(SB)/8, $0x4064f2e54036ef72
+DATA constants<>+3064(SB)/8, $0x40a41fd2408dcfd1
+DATA constants<>+3072(SB)/8, $0xb84f677ebafe31a0
+DATA constants<>+3080(SB)/8, $0x398dc9fc3a889fc8
+DATA constants<>+3088(SB)/8, $0xb8de41b1b8df8453
+DATA constants<>+3096(SB)/8, $0xb78ab645b84c1c7e
+DATA constants<>+3104(SB)/8, $0xbbae88a4b89c2205
+DATA constants<>+3112(SB)/8, $0x3a6c0d34bae9bdc3
+DATA constants<>+3120(SB)/8, $0x39fe88603a83122c
+DATA constants<>+3128(SB)/8, $0x3789434e38f8ba8d
+DATA constants<>+3136(SB)/8, $0x3c44f5e43caac981
+DATA constants<>+3144(SB)/8, $0xbbf6e383bbe8429e
+DATA constants<>+3152(SB)/8, $0xba988e41bb7ab45a
+DATA constants<>+3160(SB)/8, $0x395a68a236015478
+DATA constants<>+3168(SB)/8, $0x3d260369b59fdb68
+DATA constants<>+3176(SB)/8, $0x3cb015be3d34caae
+DATA constants<>+3184(SB)/8, $0xba47ad413bc30e12
+DATA constants<>+3192(SB)/8, $0xbafdb4e2bb176780
+DATA constants<>+3200(SB)/8, $0xbe5965b4be7ffffe
+DATA constants<>+3208(SB)/8, $0xbc4950c6bda66bf4
+DATA constants<>+3216(SB)/8, $0x3c95d0eb3c666d29
+DATA constants<>+3224(SB)/8, $0x3c1324723c5d7f2d
+DATA constants<>+3232(SB)/8, $0x3e6a8a1d3f000000
+DATA constants<>+3240(SB)/8, $0xbdc727b5bd196eb6
+DATA constants<>+3248(SB)/8, $0xbd8a1aaabdbd3eb9
+DATA constants<>+3256(SB)/8, $0xbcc5b527bd22b96d
+DATA constants<>+3264(SB)/8, $0x3e53378e00000000
+DATA constants<>+3272(SB)/8, $0x3e632d753e8c9692
+DATA constants<>+3280(SB)/8, $0x3dc734e23e1eca1b
+DATA constants<>+3288(SB)/8, $0x3cf766b83d5561ff
+DATA constants<>+3296(SB)/8, $0xfffff000fffff000
+DATA constants<>+3304(SB)/8, $0xfffff000fffff000
+DATA constants<>+3312(SB)/8, $0xfffff000fffff000
+DATA constants<>+3320(SB)/8, $0xfffff000fffff000
+DATA constants<>+3328(SB)/8, $0x3f0783153e03bff3
+DATA constants<>+3336(SB)/8, $0x400029003fb5978c
+DATA constants<>+3344(SB)/8, $0x405e16324043580a
+DATA constants<>+3352(SB)/8, $0x40a3deaf408c3296
+DATA constants<>+3360(SB)/8, $0x3b6c82553b06d7fa
+DATA constants<>+3368(SB)/8, $0xba818c2eba0c56d6
+DATA constants<>+3376(SB)/8, $0x38a9a857b91f7f03
+DATA constants<>+3384(SB)/8, $0x37f3211d3887378e
+DATA constants<>+3392(SB)/8, $0xbb89e021bc438e5a
+DATA constants<>+3400(SB)/8, $0x3b2454713bce1496
+DATA constants<>+3408(SB)/8, $0xba336340ba54f477
+DATA constants<>+3416(SB)/8, $0xb8a68d29b9877564
+DATA constants<>+3424(SB)/8, $0xbccfd6d8bc01f094
+DATA constants<>+3432(SB)/8, $0x3b3fe75fbc2e0c62
+DATA constants<>+3440(SB)/8, $0x3b3534183b8db335
+DATA constants<>+3448(SB)/8, $0x38b62cf93a2e0aec
+DATA constants<>+3456(SB)/8, $0x3d574c263da676bd
+DATA constants<>+3464(SB)/8, $0xbd0655c0bcd5e39a
+DATA constants<>+3472(SB)/8, $0xbbbcea1abc3f2098
+DATA constants<>+3480(SB)/8, $0x3a5966f1b8ffb38f
+DATA constants<>+3488(SB)/8, $0x3debe51b3d02aa2e
+DATA constants<>+3496(SB)/8, $0x3da592803e0c6293
+DATA constants<>+3504(SB)/8, $0xba2086a03c247f4a
+DATA constants<>+3512(SB)/8, $0xbbbeeefabbe2d603
+DATA constants<>+3520(SB)/8, $0xbede84dfbefde3cd
+DATA constants<>+3528(SB)/8, $0xbd4b651dbe363964
+DATA constants<>+3536(SB)/8, $0x3d171d493d09165a
+DATA constants<>+3544(SB)/8, $0x3c93e6773ce33915
+DATA constants<>+3552(SB)/8, $0x3e7d1ed33edf2738
+DATA constants<>+3560(SB)/8, $0xbdba2e82bce30d37
+DATA constants<>+3568(SB)/8, $0xbd922d5dbdb0ea5f
+DATA constants<>+3576(SB)/8, $0xbcc6e16fbd28620f
+DATA constants<>+3584(SB)/8, $0x9f8000009f800000
+DATA constants<>+3592(SB)/8, $0x9f8000009f800000
+DATA constants<>+3600(SB)/8, $0x9f8000009f800000
+DATA constants<>+3608(SB)/8, $0x9f8000009f800000
+DATA constants<>+3616(SB)/8, $0x418ccccd418ccccd
+DATA constants<>+3624(SB)/8, $0x418ccccd418ccccd
+DATA constants<>+3632(SB)/8, $0x418ccccd418ccccd
+DATA constants<>+3640(SB)/8, $0x418ccccd418ccccd
+DATA constants<>+3648(SB)/8, $0x3f59999a3f59999a
+DATA constants<>+3656(SB)/8, $0x3f59999a3f59999a
+DATA constants<>+3664(SB)/8, $0x3f59999a3f59999a
+DATA constants<>+3672(SB)/8, $0x3f59999a3f59999a
+DATA constants<>+3680(SB)/8, $0x403636ec3fccdc04
+DATA constants<>+3688(SB)/8, $0x40dc7768408f2950
+DATA constants<>+3696(SB)/8, $0x416121214120f7a0
+DATA constants<>+3704(SB)/8, $0x3f6e699400000000
+DATA constants<>+3712(SB)/8, $0x373171753810ef4f
+DATA constants<>+3720(SB)/8, $0x343eeab535fb83de
+DATA constants<>+3728(SB)/8, $0x2e69f32031cce89f
+DATA constants<>+3736(SB)/8, $0x38b2964339241e71
+DATA constants<>+3744(SB)/8, $0xb8aa1c7fb992ed3f
+DATA constants<>+3752(SB)/8, $0xb5c49d5ab7883642
+DATA constants<>+3760(SB)/8, $0xb066c967b38abeb9
+DATA constants<>+3768(SB)/8, $0xba0f6fddbab231e3
+DATA constants<>+3776(SB)/8, $0x39fdaa0a3adca258
+DATA constants<>+3784(SB)/8, $0x370f408f38c8d142
+DATA constants<>+3792(SB)/8, $0x31da80f834c99c66
+DATA constants<>+3800(SB)/8, $0x3b5728513c085f06
+DATA constants<>+3808(SB)/8, $0xbb1e68adbc09c4a7
+DATA constants<>+3816(SB)/8, $0xb831d578b9f90b5b
+DATA constants<>+3824(SB)/8, $0xb30c8c49b5ee43a5
+DATA constants<>+3832(SB)/8, $0xbc868000bd2aa90c
+DATA constants<>+3840(SB)/8, $0x3c1e694c3d09c379
+DATA constants<>+3848(SB)/8, $0x3931f03b3af91347
+DATA constants<>+3856(SB)/8, $0x340b225336edb659
+DATA constants<>+3864(SB)/8, $0x3d867fe63e2aaaa5
+DATA constants<>+3872(SB)/8, $0xbced9e2fbdcea562
+DATA constants<>+3880(SB)/8, $0xba057a78bbbad7e0
+DATA constants<>+3888(SB)/8, $0xb4cfe749b7b33f73
+DATA constants<>+3896(SB)/8, $0xbe49bfd6bf000000
+DATA constants<>+3904(SB)/8, $0x3d6d9e303e4ea564
+DATA constants<>+3912(SB)/8, $0x3a857a233c3ad7f3
+DATA constants<>+3920(SB)/8, $0x354ff2b738335487
+DATA constants<>+3928(SB)/8, $0x3ec9bfd6ae925b30
+DATA constants<>+3936(SB)/8, $0x3f71261d3f4c56a7
+DATA constants<>+3944(SB)/8, $0x3f7fbd433f7d14a1
+DATA constants<>+3952(SB)/8, $0x3f7ffff33f7ffd33
+DATA constants<>+3960(SB)/8, $0x3f1b201500000000
+DATA constants<>+3968(SB)/8, $0x3f19999a3f19999a
+DATA constants<>+3976(SB)/8, $0x3f19999a3f19999a
+DATA constants<>+3984(SB)/8, $0x3f19999a3f19999a
+DATA constants<>+3992(SB)/8, $0x3f19999a3f19999a
+DATA constants<>+4000(SB)/8, $0x3f45a2d23e03d38b
+DATA constants<>+4008(SB)/8, $0x400fb1393fbca2ad
+DATA constants<>+4016(SB)/8, $0x40684ca4403afab9
+DATA constants<>+4024(SB)/8, $0x40a301aa408d7d50
+DATA constants<>+4032(SB)/8, $0x3a2ef8363a9abc4b
+DATA constants<>+4040(SB)/8, $0x3929598b39ac51c3
+DATA constants<>+4048(SB)/8, $0x3823b64238a74780
+DATA constants<>+4056(SB)/8, $0x371c133137a264e6
+DATA constants<>+4064(SB)/8, $0xbb7da850bbf088b4
+DATA constants<>+4072(SB)/8, $0xba67939bbafb8b43
+DATA constants<>+4080(SB)/8, $0xb9688f1fb9ebfdf7
+DATA constants<>+4088(SB)/8, $0xb856b518b8d0bc0b
+DATA constants<>+4096(SB)/8, $0x3c9db2033d1610e3
+DATA constants<>+4104(SB)/8, $0x3b908cab3c1c5b6e
+DATA constants<>+4112(SB)/8, $0x3a90d31c3b13019b
+DATA constants<>+4120(SB)/8, $0x3985f2953a033379
+DATA constants<>+4128(SB)/8, $0xbd9db87ebe160d08
+DATA constants<>+4136(SB)/8, $0xbc90994ebd1c60a8
+DATA constants<>+4144(SB)/8, $0xbb90dc09bc130bb1
+DATA constants<>+4152(SB)/8, $0xba85fe45bb033f09
+DATA constants<>+4160(SB)/8, $0x3e6c95df3ee1139a
+DATA constants<>+4168(SB)/8, $0x3d58e5ed3dea9224
+DATA constants<>+4176(SB)/8, $0x3c594a6c3cdc91da
+DATA constants<>+4184(SB)/8, $0x3b48fd733bc4dd39
+DATA constants<>+4192(SB)/8, $0xbeec95d9bf61139c
+DATA constants<>+4200(SB)/8, $0xbdd8e5e3be6a921f
+DATA constants<>+4208(SB)/8, $0xbcd94a64bd5c91d1
+DATA constants<>+4216(SB)/8, $0xbbc8fd69bc44dd34
+DATA constants<>+4224(SB)/8, $0x3eec95d83f61139c
+DATA constants<>+4232(SB)/8, $0x3dd8e5e33e6a921e
+DATA constants<>+4240(SB)/8, $0x3cd94a643d5c91d1
+DATA constants<>+4248(SB)/8, $0x3bc8fd693c44dd35
+DATA constants<>+4256(SB)/8, $0xc3480000c3480000
+DATA constants<>+4264(SB)/8, $0xc3480000c3480000
+DATA constants<>+4272(SB)/8, $0xc3480000c3480000
+DATA constants<>+4280(SB)/8, $0xc3480000c3480000
+DATA constants<>+4288(SB)/8, $0x3ff71547652b82fe
+DATA constants<>+4296(SB)/8, $0x3ff71547652b82fe
+DATA constants<>+4304(SB)/8, $0x3ff71547652b82fe
+DATA constants<>+4312(SB)/8, $0x3ff71547652b82fe
+DATA constants<>+4320(SB)/8, $0x4338000000000000
+DATA constants<>+4328(SB)/8, $0x4338000000000000
+DATA constants<>+4336(SB)/8, $0x4338000000000000
+DATA constants<>+4344(SB)/8, $0x4338000000000000
+DATA constants<>+4352(SB)/8, $0x403154b481dda9bb
+DATA constants<>+4360(SB)/8, $0x403154b481dda9bb
+DATA constants<>+4368(SB)/8, $0x403154b481dda9bb
+DATA constants<>+4376(SB)/8, $0x403154b481dda9bb
+DATA constants<>+4384(SB)/8, $0x40768cc0c7dd1818
+DATA constants<>+4392(SB)/8, $0x40768cc0c7dd1818
+DATA constants<>+4400(SB)/8, $0x40768cc0c7dd1818
+DATA constants<>+4408(SB)/8, $0x40768cc0c7dd1818
+DATA constants<>+4416(SB)/8, $0x405f42bc28bd824e
+DATA constants<>+4424(SB)/8, $0x405f42bc28bd824e
+DATA constants<>+4432(SB)/8, $0x405f42bc28bd824e
+DATA constants<>+4440(SB)/8, $0x405f42bc28bd824e
+DATA constants<>+4448(SB)/8, $0x3f33ee973e0b5dae
+DATA constants<>+4456(SB)/8, $0x400b06ce3fc7848a
+DATA constants<>+4464(SB)/8, $0x406b17e6403d4ab0
+DATA constants<>+4472(SB)/8, $0x40a2b741408cad15
+DATA constants<>+4480(SB)/8, $0x38932ad53935a420
+DATA constants<>+4488(SB)/8, $0xb8ccb14db929ca14
+DATA constants<>+4496(SB)/8, $0x3731aac7b77c71b4
+DATA constants<>+4504(SB)/8, $0x36f52fa3373b9ba2
+DATA constants<>+4512(SB)/8, $0x3a8502ba39aaaf99
+DATA constants<>+4520(SB)/8, $0x388beb8e3a147982
+DATA constants<>+4528(SB)/8, $0xb90e68ebb920a962
+DATA constants<>+4536(SB)/8, $0xb8441492b8afdd6f
+DATA constants<>+4544(SB)/8, $0xbb46f0e7bba77454
+DATA constants<>+4552(SB)/8, $0x3ae141463a58e9b4
+DATA constants<>+4560(SB)/8, $0x3a6195d23ab83b8a
+DATA constants<>+4568(SB)/8, $0x3980a2df39f3bf40
+DATA constants<>+4576(SB)/8, $0xbc4c32ebbb38c394
+DATA constants<>+4584(SB)/8, $0xbc476d49bc7fd297
+DATA constants<>+4592(SB)/8, $0xbb7ab71dbbe70678
+DATA constants<>+4600(SB)/8, $0xba83e9ccbb0029ed
+DATA constants<>+4608(SB)/8, $0x3de2d0b53dfed176
+DATA constants<>+4616(SB)/8, $0x3d3c05e23d930f17
+DATA constants<>+4624(SB)/8, $0x3c45d5993cc040ba
+DATA constants<>+4632(SB)/8, $0x3b4856123bc50b95
+DATA constants<>+4640(SB)/8, $0xbea9903ebeee9b29
+DATA constants<>+4648(SB)/8, $0xbdd17122be320022
+DATA constants<>+4656(SB)/8, $0xbccadb96bd4a3d0a
+DATA constants<>+4664(SB)/8, $0xbbc9937fbc477949
+DATA constants<>+4672(SB)/8, $0x3ecdf22a3f209e02
+DATA constants<>+4680(SB)/8, $0x3ddcf14b3e438933
+DATA constants<>+4688(SB)/8, $0x3ccd69643d4f66df
+DATA constants<>+4696(SB)/8, $0x3bca32df3c48b2b0
+DATA constants<>+4704(SB)/8, $0x9f136fb29f136fb2
+DATA constants<>+4712(SB)/8, $0x9f136fb29f136fb2
+DATA constants<>+4720(SB)/8, $0x9f136fb29f136fb2
+DATA constants<>+4728(SB)/8, $0x9f136fb29f136fb2
+DATA constants<>+4736(SB)/8, $0x3f5e40363f5e4036
+DATA constants<>+4744(SB)/8, $0x3f5e40363f5e4036
+DATA constants<>+4752(SB)/8, $0x3f5e40363f5e4036
+DATA constants<>+4760(SB)/8, $0x3f5e40363f5e4036
+DATA constants<>+4768(SB)/8, $0xbf000000bf000000
+DATA constants<>+4776(SB)/8, $0xbf000000bf000000
+DATA constants<>+4784(SB)/8, $0xbf000000bf000000
+DATA constants<>+4792(SB)/8, $0xbf000000bf000000
+DATA constants<>+4800(SB)/8, $0x407f5c29407f5c29
+DATA constants<>+4808(SB)/8, $0x407f5c29407f5c29
+DATA constants<>+4816(SB)/8, $0x407f5c29407f5c29
+DATA constants<>+4824(SB)/8, $0x407f5c29407f5c29
+DATA constants<>+4832(SB)/8, $0x3f42d93fbdf5ad6b
+DATA constants<>+4840(SB)/8, $0x4035d4553fe47922
+DATA constants<>+4848(SB)/8, $0xc046d0fcc082cee7
+DATA constants<>+4856(SB)/8, $0xbf8a18c9c0077a8c
+DATA constants<>+4864(SB)/8, $0x3a7f993cba970bde
+DATA constants<>+4872(SB)/8, $0xb78bb65db966eb75
+DATA constants<>+4880(SB)/8, $0xb793eff7b525669e
+DATA constants<>+4888(SB)/8, $0x39f362ebb889ab59
+DATA constants<>+4896(SB)/8, $0xbb3cc08e3add9a0a
+DATA constants<>+4904(SB)/8, $0xb850723d3a8ecdc0
+DATA constants<>+4912(SB)/8, $0xb7c13e3437349b47
+DATA constants<>+4920(SB)/8, $0x393bd141b9998d8a
+DATA constants<>+4928(SB)/8, $0xbad08f693be2e4da
+DATA constants<>+4936(SB)/8, $0x3a18c90ebaf029e8
+DATA constants<>+4944(SB)/8, $0x38eff38138d71ba8
+DATA constants<>+4952(SB)/8, $0xbb397dffba2312f3
+DATA constants<>+4960(SB)/8, $0x3c9064d3bb9d55ee
+DATA constants<>+4968(SB)/8, $0xbb1942d9bb1b27aa
+DATA constants<>+4976(SB)/8, $0x3a9e2d7f3a1eb592
+DATA constants<>+4984(SB)/8, $0xbc1385413a1d5d6e
+DATA constants<>+4992(SB)/8, $0xbc1c8880bd36b5d1
+DATA constants<>+5000(SB)/8, $0x3bc44d483ca46223
+DATA constants<>+5008(SB)/8, $0x3bc8fdb03b2af688
+DATA constants<>+5016(SB)/8, $0xbb074aab3c31ae8d
+DATA constants<>+5024(SB)/8, $0xbdb9394f39b3950a
+DATA constants<>+5032(SB)/8, $0xbc2a9a94bd508236
+DATA constants<>+5040(SB)/8, $0x3ca6f9e43c04d3ab
+DATA constants<>+5048(SB)/8, $0x3d8fb5a53d3ca39c
+DATA constants<>+5056(SB)/8, $0x3e6953b13ea4cc0c
+DATA constants<>+5064(SB)/8, $0x3c3b28063d8b0a59
+DATA constants<>+5072(SB)/8, $0x3d2f22b03c872174
+DATA constants<>+5080(SB)/8, $0x3e6ec46b3dd946cf
+DATA constants<>+5088(SB)/8, $0x3f50df1d3f0fbbf2
+DATA constants<>+5096(SB)/8, $0x3f7e72a33f75a467
+DATA constants<>+5104(SB)/8, $0x3d3339f73c884877
+DATA constants<>+5112(SB)/8, $0x3e91b3993de7d921
+DATA constants<>+5120(SB)/8, $0x407f5c2a407f5c2a
+DATA constants<>+5128(SB)/8, $0x407f5c2a407f5c2a
+DATA constants<>+5136(SB)/8, $0x407f5c2a407f5c2a
+DATA constants<>+5144(SB)/8, $0x407f5c2a407f5c2a
+DATA constants<>+5152(SB)/8, $0x3e8000003e800000
+DATA constants<>+5160(SB)/8, $0x3e8000003e800000
+DATA constants<>+5168(SB)/8, $0x3e8000003e800000
+DATA constants<>+5176(SB)/8, $0x3e8000003e800000
+DATA constants<>+5184(SB)/8, $0x4080000040800000
+DATA constants<>+5192(SB)/8, $0x4080000040800000
+DATA constants<>+5200(SB)/8, $0x4080000040800000
+DATA constants<>+5208(SB)/8, $0x4080000040800000
 DATA constants<>+5216(SB)/8, $0x3f8f8f8dbe9988c2
 DATA constants<>+5224(SB)/8, $0x403a422a4011ed3b
 DATA constants<>+5232(SB)/8, $0xc052b5ebc082e3e2

@@ -14200,7 +14200,11 @@ DATA tinyChannelsTable<>+0(SB)/8, $0x7f8000007f800000
 DATA tinyChannelsTable<>+8(SB)/8, $0x7f8000007f800000
 DATA tinyChannelsTable<>+16(SB)/8, $0x7f8000007f800000
 DATA tinyChannelsTable<>+24(SB)/8, $0x7f8000007f800000
-GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $32
+DATA tinyChannelsTable<>+32(SB)/8, $0x4000000040000000
+DATA tinyChannelsTable<>+40(SB)/8, $0x4000000040000000
+DATA tinyChannelsTable<>+48(SB)/8, $0x4000000040000000
+DATA tinyChannelsTable<>+56(SB)/8, $0x4000000040000000
+GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $64
 // func tinyChannels(id int, a *channelArgs)
 TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -14231,43 +14235,122 @@ quick1:
 	BNE quick1
 	MAXOFALL(4)
 	VMOV V8.S[0], R15
-	CBNZ R15, channels2
+	CBNZ R15, closely2
 	MOVD $0, R0
-	B end4
-channels2:
+	B end5
+closely2:
+	MOVD $0, R6
+channels3:
 	EOR8(4, 4, 4)
-	FLDPQ (R2), (F6, F7)
+	ADD R6<<0, R2, R24
+	FLDPQ (R24), (F6, F7)
 	AND8(3, 0, 3)
 	FCMGE8(2, 3, 5)
+	MOVD $tinyChannelsTable<>(SB), R24
 	FLDPQ (R24), (F28, F29)
 	FCMGT8(3, 14, 14)
 	AND8(14, 5, 5)
 	SMAX8(3, 4, 4)
-	ADD $32, R2
-	FLDPQ (R3), (F6, F7)
+	ADD R6<<0, R3, R24
+	FLDPQ (R24), (F6, F7)
 	AND8(3, 0, 3)
 	SMAX8(3, 4, 4)
-	ADD $32, R3
-	FLDPQ (R4), (F6, F7)
+	ADD R6<<0, R4, R24
+	FLDPQ (R24), (F6, F7)
 	AND8(3, 0, 3)
 	SMAX8(3, 4, 4)
-	ADD $32, R4
-	FLDPQ (R5), (F6, F7)
+	ADD R6<<0, R5, R24
+	FLDPQ (R24), (F6, F7)
 	AND8(3, 0, 3)
 	SMAX8(3, 4, 4)
-	ADD $32, R5
 	FCMGE8(4, 1, 3)
 	EOR8(14, 14, 14)
-	FCMGT8(14, 4, 4)
-	AND8(4, 3, 3)
+	FCMGT8(14, 4, 14)
+	AND8(14, 3, 3)
+	MOV8(3, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, decided10
+	ADD $channelArgs_tiny, R23, R1
+	LD1R8(1, 6)
+	FCMGE8(4, 6, 6)
+	MOVD channelArgs_neg(R23), R7
+	SUBS $0, R7
+	BEQ factors6
+	EOR8(7, 7, 7)
+	MOVD channelArgs_neg(R23), R7
+	ADD R6<<0, R7, R24
+	FLDPQ (R24), (F16, F17)
+	AND8(8, 0, 8)
+	SMAX8(8, 7, 7)
+	MOVD channelArgs_a(R23), R7
+	ADD R6<<0, R7, R24
+	FLDPQ (R24), (F16, F17)
+	AND8(8, 0, 8)
+	SMAX8(8, 7, 7)
+	MOVD channelArgs_b(R23), R7
+	ADD R6<<0, R7, R24
+	FLDPQ (R24), (F16, F17)
+	AND8(8, 0, 8)
+	SMAX8(8, 7, 7)
+	MOVD channelArgs_k1(R23), R7
+	ADD R6<<0, R7, R24
+	FLDPQ (R24), (F16, F17)
+	AND8(8, 0, 8)
+	SMAX8(8, 7, 7)
+	EOR8(14, 14, 14)
+	FCMGT8(14, 7, 8)
+	MOVD $tinyChannelsTable<>(SB), R24
+	FLDPQ 32(R24), (F28, F29)
+	SMIN8(14, 7, 7)
+	ADD8(4, 7, 7)
+	ADD $channelArgs_product, R23, R1
+	LD1R8(1, 14)
+	CMGT8(14, 7, 7)
+	BIC8(7, 8, 7)
+	ORR8(7, 6, 6)
+factors6:
+	MOVD channelArgs_runningVar(R23), R7
+	SUBS $0, R7
+	BEQ scale7
+	ADD R6<<0, R7, R24
+	FLDPQ (R24), (F14, F15)
+	AND8(7, 0, 7)
+	B factor8
+scale7:
+	MOVD channelArgs_scale(R23), R7
+	SUBS $0, R7
+	BEQ looked9
+	ADD R6<<1, R7, R24
+	FLDPQ (R24), (F14, F15)
+	ADD R6<<1, R7, R24
+	FLDPQ 32(R24), (F16, F17)
+	NARROW(7, 8, 7)
+	AND8(7, 0, 7)
+factor8:
+	EOR8(14, 14, 14)
+	FCMGT8(14, 7, 8)
+	MOVD $tinyChannelsTable<>(SB), R24
+	FLDPQ 32(R24), (F28, F29)
+	SMIN8(14, 7, 7)
+	ADD8(4, 7, 7)
+	ADD $channelArgs_scaled, R23, R1
+	LD1R8(1, 14)
+	CMGT8(14, 7, 7)
+	BIC8(7, 8, 7)
+	ORR8(7, 6, 6)
+looked9:
+	AND8(6, 3, 3)
+decided10:
 	ORR8(5, 3, 3)
 	MAXOFALL(3)
 	VMOV V6.S[0], R15
-	CBNZ R15, end4
-next3:
+	CBNZ R15, end5
+	ADD $32, R6
+next4:
 	SUBS $8, R0
-	BNE channels2
-end4:
+	BNE channels3
+end5:
 	MOVD R0, channelArgs_n(R23)
 	RET
 DATA simdChannelsTable<>+0(SB)/8, $·foldChannels<>(SB)

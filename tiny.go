@@ -15,7 +15,8 @@ import (
 // z, the sums of a backward pass and dx are products in float64, which none of these numbers
 // leaves, block by block of values that stay in a cache. z is rounded to float32, and so has the
 // bits of a float32 product unless its factor is wild. Channels whose constants are too large for
-// float32 go the same way: both are precise (stats.go).
+// float32 go the same way: both are precise (stats.go). So do channels whose numbers are small, and have tiny
+// products: gradients times x, or one of these times the scale.
 //
 // Gradients that are huge, and values of x under statistics that are not, go this way in a backward pass,
 // too: float32 sums of their products would overflow. They count among the tiny ones here.
@@ -24,8 +25,8 @@ import (
 // (sparse.go), so that the decision is the same on every path and for any number of workers.
 
 const (
-	// tinyMost is the largest magnitude of a tiny number. Products of larger ones are
-	// seldom subnormal.
+	// tinyMost is the largest magnitude of a tiny number, or product. Products of larger ones with usual
+	// numbers are seldom subnormal.
 	tinyMost = 0x1p-110
 	// hugeLeast is the least magnitude of a huge number. Sums of smaller ones, times usual
 	// numbers, hardly overflow.
@@ -52,14 +53,14 @@ func (w *workspace) sample(do phases) {
 		return
 	}
 	w.sampled, w.behind.known = true, false
+	w.mostInvStd = invStd(0, w.plan.epsilon)
 	k := w.samplesOf(do)
 	if w.backward {
 		k.values, k.kind = w.apply.dy, tinyGradients
 		w.findUnusual(&k)
 	}
 	k.values, k.kind = w.apply.x, 0
-	inverted := w.source != nil && w.source.inverted // x is y
-	if !inverted && (w.backward || do&applyThem != 0) {
+	if !w.inverted() && (w.backward || do&applyThem != 0) {
 		k.kind = tinyDeviations
 	}
 	if k.kind != 0 || k.moments {
@@ -70,6 +71,9 @@ func (w *workspace) sample(do phases) {
 		addFactors(w.channels.tiny, w.channels.form[:n])
 	}
 }
+
+// inverted reports whether x is y.
+func (w *workspace) inverted() bool { return w.source != nil && w.source.inverted }
 
 // addFactors adds tinyFactors to the kinds of precise channels.
 func addFactors(kinds, forms []byte) {
@@ -109,19 +113,20 @@ type samples struct {
 	next    int              // from those of a channel to those of the next
 	kind    byte             // of tiny values; 0: they have no effect
 	moments bool             // channels of large and small values may be marked (large.go)
-	// Channels whose first magnitude exceeds most, and is below least, are usual.
+	// Channels whose first magnitude exceeds most, and is below least, are usual: others are small, or
+	// large or huge.
 	most, least float32
 }
 
 // samplesOf returns the samples of the phases, but for their values.
 func (w *workspace) samplesOf(do phases) samples {
-	k := samples{most: tinyMost, least: float32(math.Inf(1))}
+	k := samples{most: smallFirst, least: float32(math.Inf(1))}
 	k.at, k.next = w.sampledValues()
 	switch k.moments = w.samplesMoments(do); {
 	case w.backward:
 		k.least = hugeLeast
 	case k.moments:
-		k.most, k.least = smallFirst, largeLeast
+		k.least = largeLeast
 	}
 	return k
 }
@@ -165,13 +170,66 @@ func (w *workspace) lookAt(k *samples, c int, first float32, most uint32) {
 }
 
 // look makes a channel one of a kind if the bits of its largest magnitude are of a tiny
-// number other than 0, or if the channel is huge, given its first value.
+// number other than 0, if its products are tiny, or if the channel is huge, given its first value.
 func (w *workspace) look(c int, kind byte, first float32, most uint32) {
-	if most-1 < tinyBits || w.isHuge(c, kind, first, most) {
+	if most-1 < tinyBits || most-1 < smallFirstBits && w.hasTinyProducts(c, kind, most, w.largestOther(c, kind)) || w.isHuge(c, kind, first, most) {
 		w.beginTiny()
 		w.channels.tiny[c] |= kind
 	}
 }
+
+// otherFactor returns the factor, in the sums of a backward pass, of the values that a kind is about, if
+// there is one.
+func (w *workspace) otherFactor(kind byte) []float32 {
+	switch {
+	case kind == tinyDeviations:
+		return w.apply.dy // forward nil
+	case w.inverted():
+		return nil
+	}
+	return w.apply.x
+}
+
+// largestOther returns the bits of the largest sampled magnitude of otherFactor in a channel.
+func (w *workspace) largestOther(c int, kind byte) uint32 {
+	other := w.otherFactor(kind)
+	if other == nil {
+		return 0
+	}
+	at, next := w.sampledValues()
+	return largestAt(other, at, c*next)
+}
+
+// hasTinyProducts reports whether a product of values of a kind in a channel is tiny, given the bits of their
+// largest magnitude and that of otherFactor.
+func (w *workspace) hasTinyProducts(c int, kind byte, most, other uint32) bool {
+	return isTinyProduct(most, other) && (kind == tinyGradients || w.tinyOf(c) == 0) ||
+		w.scales(kind) && isTinyProduct(most, magnitudeBits(w.scaleAt(c)))
+}
+
+// scales reports whether the outputs have products of the scale and the values that a kind is about.
+func (w *workspace) scales(kind byte) bool {
+	return kind == tinyGradients || !w.backward || w.apply.act.kind != actIdentity
+}
+
+// scaleAt returns the factor of x-m in z of a channel. Where the statistics are not known yet, it is that of small
+// deviations, which epsilon hides.
+func (w *workspace) scaleAt(c int) float32 {
+	if w.backward || w.affines {
+		return float32(w.channels.scale[c])
+	}
+	if w.gamma == nil {
+		return float32(w.mostInvStd)
+	}
+	return float32(float64(w.gamma[c]) * w.mostInvStd)
+}
+
+// isTinyProduct reports whether the product of two numbers is tiny and not 0, given the bits of their
+// magnitudes: nearly so, as bits are nearly logarithms.
+func isTinyProduct(a, b uint32) bool { return a != 0 && b != 0 && a+b <= tinyProductBits }
+
+// tinyProductBits are the bits of tinyMost plus those of 1.
+const tinyProductBits = tinyBits + 127<<23
 
 // isHuge reports whether a backward pass handles a channel like one of tiny numbers, given the first of its
 // sampled values and the bits of the largest magnitude. This is finite, and the first one is huge. If it
@@ -226,9 +284,13 @@ func (w *workspace) findUnusualAside(s *samples, n int) {
 		m := min(callChannels, n-j)
 		k := &w.looks
 		k.n, k.x, k.gamma, k.beta, k.running = m, values[at[0]+j:], values[at[1]+j:], values[at[2]+j:], values[at[3]+j:]
-		k.most, k.least = s.most, s.least
+		k.most, k.least, k.tiny = s.most, s.least, s.most
+		if next == 1 && !s.moments {
+			w.setTinyProducts(k, s, j)
+		}
 		k.run(channelTiny)
-		k.x, k.gamma, k.beta, k.running = nil, nil, nil, nil // the caller's memory
+		k.x, k.gamma, k.beta, k.running, k.runningVar = nil, nil, nil, nil, nil // the caller's memory
+		k.neg, k.a, k.b, k.k1, k.scale = nil, nil, nil, nil, nil
 		if j += m - k.n; k.n == 0 {
 			continue
 		}
@@ -244,7 +306,7 @@ func (w *workspace) findUnusualAside(s *samples, n int) {
 		end := min(j+mostSpan, n)
 		extent, firsts := w.channels.extent[j:end], values[at[0]+j:end+at[0]]
 		w.largestSampled(values[j:], at, extent)
-		tiny, kind := w.channels.tiny[j:end], s.kind
+		tiny, kind, small := w.channels.tiny[j:end], s.kind, false
 		for i, v := range extent[:len(tiny)] {
 			switch most := math.Float32bits(v); {
 			case most-1 < tinyBits && kind != 0:
@@ -254,9 +316,63 @@ func (w *workspace) findUnusualAside(s *samples, n int) {
 				tiny[i] |= kind
 			case most >= hugeBits || s.moments && (most <= smallFirstBits && most >= smallLeastBits || most >= largeBits):
 				w.lookAt(s, j+i, firsts[i], most)
+			case most-1 < smallFirstBits:
+				small = true
 			}
 		}
+		if small && kind != 0 {
+			w.findTinyProducts(s, j, end)
+		}
 		j = end
+	}
+}
+
+// setTinyProducts sets the arguments of channelTiny for channels from c on, so that it finds those that are tiny or may
+// have tiny products.
+func (w *workspace) setTinyProducts(k *channelArgs, s *samples, c int) {
+	k.tiny, k.product, k.scaled = tinyMost, math.Float32frombits(tinyProductBits), math.Float32frombits(tinyProductBits)
+	if other := w.otherFactor(s.kind); other != nil {
+		at := s.at
+		k.neg, k.a, k.b, k.k1 = other[at[0]+c:], other[at[1]+c:], other[at[2]+c:], other[at[3]+c:]
+	}
+	switch {
+	case !w.scales(s.kind):
+	case w.backward || w.affines:
+		k.scale = w.channels.scale[c:]
+	default: // bits of a product with invstd differ from the sum of theirs by less than those of 2 and of 1
+		k.runningVar = w.channels.ones
+		if w.gamma != nil {
+			k.runningVar = w.gamma[c:]
+		}
+		most := tinyProductBits + 128<<23 - int(magnitudeBits(float32(w.mostInvStd)))
+		k.scaled = math.Float32frombits(uint32(min(max(most, 0), math.MaxInt32)))
+	}
+}
+
+// findTinyProducts makes those of the adjacent channels from c to end-1 channels of a kind that have tiny products.
+// extent has the largest of their sampled magnitudes.
+func (w *workspace) findTinyProducts(s *samples, c, end int) {
+	extent := w.channels.extent[c:end]
+	n := len(extent)
+	buf := w.buffers.take()
+	defer w.buffers.give(buf)
+	others, scales := buf.largest[:n], buf.scaled[:n]
+	clear(others)
+	if other := w.otherFactor(s.kind); other != nil {
+		w.largestSampled(other[c:], s.at, others)
+	}
+	if clear(scales); w.scales(s.kind) {
+		for i := range scales {
+			scales[i] = w.scaleAt(c + i)
+		}
+	}
+	for i, v := range extent {
+		most, other := math.Float32bits(v), math.Float32bits(others[i])
+		if most-1 < smallFirstBits && (most+other <= tinyProductBits || most+magnitudeBits(scales[i]) <= tinyProductBits) &&
+			w.hasTinyProducts(c+i, s.kind, most, other) {
+			w.beginTiny()
+			w.channels.tiny[c+i] |= s.kind
+		}
 	}
 }
 

@@ -125,6 +125,10 @@ func List() []Kind {
 		of("gamma = 1e-40 in one channel", math.MaxInt, change{gamma: tinyGamma.gamma, beta: tinyGamma.beta, limit: 1.1}),
 		of("mean 1e30, deviation 1e25", all, change{x: func(v float32) float32 { return float32(1e30 + float64(float64(v)*1e25)) }, limit: 2.5}),
 		of("mean 1e35, deviation 1e30", all, change{x: func(v float32) float32 { return float32(1e35 + float64(float64(v)*1e30)) }, limit: 2.5}),
+		// Neither number is tiny, but their products are.
+		of("dy * 1e-30, x * 1e-9", all, change{dy: tinyDY.dy, x: times(1e-9), limit: 2.5}),
+		of("dy * 1e-25, gamma = 1e-15", all, change{dy: times(1e-25), gamma: to(1e-15), limit: 2.5}),
+		of("x * 1e-12, gamma = 1e-28", all, change{x: times(1e-12), gamma: to(1e-28), limit: 2.5}),
 		inTurn("kinds in turn", usual, dead, zeros, constant, nan, large, tinyDY, small),
 		inTurn("subnormal in turn", usual, subnormalX, usual, subnormalDY),
 	}
