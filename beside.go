@@ -141,12 +141,8 @@ func (t *tinyColumns) set(b *block, c int) {
 }
 
 // putBackOne writes an output of the columns of a span where something is tiny, which is in memory
-// without gaps.
+// without gaps. Others keep theirs, which are in a cache.
 func (w *workspace) putBackOne(out, from []float32, s tinySpan, b *block) {
-	if !s.mixed {
-		w.unpack(out, from, b)
-		return
-	}
 	k := kernelArgs{x: out, dy: from, y: out, rows: b.rows, n: b.n, stride: b.step(), strideDY: b.n, strideY: b.step(),
 		coef: w.tinyColumns.masks[s.first:], coefStep: lanes}
 	w.plan.path.run(kernelChoose, cols, Identity, &k)
@@ -305,7 +301,7 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 	t := &w.tinyColumns
 	spans, columns := t.within(c, c+n)
 	if columns == 0 {
-		w.writePanel(i, c, rows, n, stride)
+		w.writePanel(i, c, rows, n, stride, w.apply.stream)
 		return
 	}
 	buf := w.buffers.take()
@@ -326,8 +322,8 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 	most := max(1, min(bufferLen/columns, besideValues/n))
 	for r := 0; r < rows; r += most {
 		start, height := i+r*stride, min(most, rows-r)
-		if first {
-			w.writePanel(start, c, height, n, stride)
+		if first { // what is put into them must find them in a cache
+			w.writePanel(start, c, height, n, stride, direct && w.apply.stream)
 		}
 		at := 0
 		for _, s := range spans {
@@ -343,7 +339,7 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 			continue
 		}
 		if !first {
-			w.writePanel(start, c, height, n, stride)
+			w.writePanel(start, c, height, n, stride, false)
 		}
 		at = 0
 		for _, s := range spans {

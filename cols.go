@@ -240,7 +240,7 @@ func (w *workspace) writeBlock(i, rows, n int) {
 	for p := 0; p < n; p += panel {
 		end := min(p+panel, n)
 		if !w.someInBlocks {
-			w.writePanel(i+p, p, rows, end-p, n)
+			w.writePanel(i+p, p, rows, end-p, n, w.apply.stream)
 			continue
 		}
 		if !w.tinyColumns.wide {
@@ -273,15 +273,15 @@ func (w *workspace) writeBesideWide(i, c, rows, n, stride int) {
 
 // writePanel writes the outputs of rows of n columns from column c on, whose constants
 // fit into the first-level cache. The rows are stride values apart, and the first output has
-// index i.
-func (w *workspace) writePanel(i, c, rows, n, stride int) {
+// index i. With stream it takes non-temporal stores where it can.
+func (w *workspace) writePanel(i, c, rows, n, stride int, stream bool) {
 	most := maxCall / n // a task has more where a wide channel keeps its rows from being written as one
 	for r := 0; r < rows; r += most {
 		at, height := i+r*stride, min(most, rows-r)
 		k := w.apply.args(at)
 		k.coef = w.coef[c*coefLen:]
 		k.rows, k.n, k.stride = height, n, stride
-		k.stream = w.apply.stream && k.aligned()
+		k.stream = stream && k.aligned()
 		if w.way.inOrder || k.stream {
 			k.single = k.rows
 		}
