@@ -346,10 +346,11 @@ func TestTinyProducts(t *testing.T) {
 		{"small x", 1, 1e-30, 1, 0, 0, 0, 0},
 		{"gradients and x", -1e-25, 1e-10, 1, g, g, 0, 0},
 		{"the product is larger", 1e-25, 2e-8, 1, 0, 0, 0, 0},
-		{"gradients and scale", 1e-20, 1, 1e-15, g, g, 0, 0},
-		{"gradients and a little more", 1e-18, 1, 2e-15, 0, 0, 0, 0},
-		{"x and scale", 1, -1e-20, 1e-15, 0, x, x, 0},
-		{"x, scale and epsilon", 1, 1e-20, 1e-17, 0, x, x, x},
+		{"gradients and scale", 1e-20, 1, 1e-16, g, g, 0, 0},
+		{"gradients and a little more", 1e-18, 1, 2e-17, 0, 0, 0, 0},
+		{"x and scale", 1, -1e-20, 1e-16, 0, x, x, 0},
+		{"x, scale and epsilon", 1, 1e-20, 1e-18, 0, x, x, x},
+		{"x, scale and less epsilon", 1, 1e-20, 1e-17, 0, x, x, 0},
 		{"small x and usual gradients", 1e-5, 1e-30, 1, x, x, 0, 0},
 		{"all are small", 1e-20, 1e-20, 1e-20, g, g | x, x, x},
 		{"x is 0", 1e-20, 0, 1, 0, 0, 0, 0},
@@ -418,21 +419,26 @@ func TestTinyBehindZeros(t *testing.T) {
 		sample              float32 // all four
 		first, middle, last float32 // of the values behind; all others are 0
 		tiny                bool
+		scale               float64 // 0: 1
 	}
 	cases := []values{
-		{"zeros", 0, 0, 0, 0, false},
-		{"negative zeros", 0, negativeZero, negativeZero, 0, false},
-		{"the first is subnormal", negativeZero, 1e-39, 0, 0, true},
-		{"one is subnormal", 0, 0, -1e-39, 0, true},
-		{"the last is subnormal", 0, 0, 0, 1e-39, true},
-		{"the last is the largest tiny number", 0, 0, 0x1p-149, tinyMost, true},
-		{"the last is a little more", 0, 1e-39, 0, tinyMost * 1.0001, false},
-		{"the first is usual", 0, 1, 0, 1e-39, false},
-		{"one is usual", 0, 0, -1, 1e-39, false},
-		{"the last is NaN", 0, 1e-39, 0, nan, false},
-		{"the first is infinite", 0, -inf, 1e-39, 0, false},
-		{"the sample is usual", 1, 1e-39, 0, 1e-39, false},
-		{"the sample is subnormal", 1e-39, 1, 1, 1, true},
+		{"zeros", 0, 0, 0, 0, false, 0},
+		{"negative zeros", 0, negativeZero, negativeZero, 0, false, 0},
+		{"the first is subnormal", negativeZero, 1e-39, 0, 0, true, 0},
+		{"one is subnormal", 0, 0, -1e-39, 0, true, 0},
+		{"the last is subnormal", 0, 0, 0, 1e-39, true, 0},
+		{"the last is the largest tiny number", 0, 0, 0x1p-149, tinyMost, true, 0},
+		{"the last is a little more", 0, 1e-39, 0, tinyMost * 1.0001, false, 0},
+		{"the first is usual", 0, 1, 0, 1e-39, false, 0},
+		{"one is usual", 0, 0, -1, 1e-39, false, 0},
+		{"the last is NaN", 0, 1e-39, 0, nan, false, 0},
+		{"the first is infinite", 0, -inf, 1e-39, 0, false, 0},
+		{"the sample is usual", 1, 1e-39, 0, 1e-39, false, 0},
+		{"products are", 0, 0x1p-100, 0, 0, true, 0x1p-20},
+		{"products of the last are", 0, 0, 0, 0x1p-100, true, 0x1p-20},
+		{"products of the first are, and the last is usual", 0, 0x1p-100, 0, 1, false, 0x1p-20},
+		{"products of the first are, and one is not small", 0, 0x1p-100, smallFirst * 1.0001, 0, false, 0x1p-20},
+		{"the sample is subnormal", 1e-39, 1, 1, 1, true, 0},
 	}
 	shapes := []Shape{{Outer: 8, Channels: 5, Inner: 100}, {Outer: 1, Channels: 3, Inner: 30000}, {Outer: 900, Channels: 20, Inner: 1},
 		{Outer: 300, Channels: 301, Inner: 1}, {Outer: 400, Channels: 11, Inner: 3}, {Outer: 130, Channels: 9, Inner: 8}}
@@ -489,6 +495,11 @@ func TestTinyBehindZeros(t *testing.T) {
 			w := p.acquire(mask, n, false)
 			w.backward = true
 			w.apply.x, w.apply.dy = x, x
+			for c := range s.Channels {
+				if w.channels.scale[c] = kind(c).scale; kind(c).scale == 0 {
+					w.channels.scale[c] = 1
+				}
+			}
 			w.sample(bothPhases)
 			for c := range s.Channels {
 				if tiny := w.tinyOf(c); tiny != 0 != kind(c).tiny {

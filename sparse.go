@@ -67,7 +67,7 @@ func (b *behind) add(i int) {
 }
 
 // largestBehind returns the bits of the largest magnitude of a channel's values behind the sampled ones,
-// or those of one that is not tiny.
+// or those of one that is not small.
 func (w *workspace) largestBehind(values []float32, behind int) (most uint32) {
 	for _, s := range w.valuesBehind() {
 		v := values[s.first+behind:][:(s.n-1)*s.step+1]
@@ -75,7 +75,7 @@ func (w *workspace) largestBehind(values []float32, behind int) (most uint32) {
 			continue
 		}
 		for i := 0; i < len(v); i += s.step {
-			if most = max(most, magnitudeBits(v[i])); most > tinyBits {
+			if most = max(most, magnitudeBits(v[i])); most > smallFirstBits {
 				return most
 			}
 		}

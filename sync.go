@@ -7,7 +7,9 @@ package batchnorm
 // the same bits of statistics, running statistics and gradients by gamma and beta, in
 // every run: parts are merged in the order of the ranks, whichever is late. Compared
 // with one process and the whole batch, results differ by the roundings that
-// [MergeMoments] states, and not at all where each part is a segment.
+// [MergeMoments] states, and not at all where each part is a segment. Gradients of less than
+// 2^-100, or with products so small, are the exception: a sample of each part decides on their
+// rounding.
 //
 // A call sends two float64 per channel, and each rank merges its share of the
 // channels for all, so that the cost of a rank does not grow with the number of

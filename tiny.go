@@ -203,8 +203,8 @@ func (w *workspace) largestOther(c int, kind byte) uint32 {
 // hasTinyProducts reports whether a product of values of a kind in a channel is tiny, given the bits of their
 // largest magnitude and that of otherFactor.
 func (w *workspace) hasTinyProducts(c int, kind byte, most, other uint32) bool {
-	return isTinyProduct(most, other) && (kind == tinyGradients || w.tinyOf(c) == 0) ||
-		w.scales(kind) && isTinyProduct(most, magnitudeBits(w.scaleAt(c)))
+	return isTinyProduct(most, other, tinyProductBits) && (kind == tinyGradients || w.tinyOf(c) == 0) ||
+		w.scales(kind) && isTinyProduct(most, magnitudeBits(w.scaleAt(c)), tinyScaledBits)
 }
 
 // scales reports whether the outputs have products of the scale and the values that a kind is about.
@@ -224,12 +224,18 @@ func (w *workspace) scaleAt(c int) float32 {
 	return float32(float64(w.gamma[c]) * w.mostInvStd)
 }
 
-// isTinyProduct reports whether the product of two numbers is tiny and not 0, given the bits of their
-// magnitudes: nearly so, as bits are nearly logarithms.
-func isTinyProduct(a, b uint32) bool { return a != 0 && b != 0 && a+b <= tinyProductBits }
+// isTinyProduct reports whether the product of two numbers is at most a limit and not 0, given the bits of their
+// magnitudes, and those of the limit plus those of 1: nearly so, as bits are nearly logarithms.
+func isTinyProduct(a, b, limit uint32) bool { return a != 0 && b != 0 && a+b <= limit }
 
-// tinyProductBits are the bits of tinyMost plus those of 1.
-const tinyProductBits = tinyBits + 127<<23
+const (
+	// tinyProductBits are of tinyMost: the sums of smaller products of gradients and x may be too
+	// small to rely on, and would be taken again.
+	tinyProductBits = tinyBits + 127<<23
+	// tinyScaledBits are of the largest tiny product with a scale, 2^-117. Of products whose largest one is
+	// larger, few are subnormal.
+	tinyScaledBits = (127-117)<<23 + 127<<23
+)
 
 // isHuge reports whether a backward pass handles a channel like one of tiny numbers, given the first of its
 // sampled values and the bits of the largest magnitude. This is finite, and the first one is huge. If it
@@ -330,7 +336,7 @@ func (w *workspace) findUnusualAside(s *samples, n int) {
 // setTinyProducts sets the arguments of channelTiny for channels from c on, so that it finds those that are tiny or may
 // have tiny products.
 func (w *workspace) setTinyProducts(k *channelArgs, s *samples, c int) {
-	k.tiny, k.product, k.scaled = tinyMost, math.Float32frombits(tinyProductBits), math.Float32frombits(tinyProductBits)
+	k.tiny, k.product, k.scaled = tinyMost, math.Float32frombits(tinyProductBits), math.Float32frombits(tinyScaledBits)
 	if other := w.otherFactor(s.kind); other != nil {
 		at := s.at
 		k.neg, k.a, k.b, k.k1 = other[at[0]+c:], other[at[1]+c:], other[at[2]+c:], other[at[3]+c:]
@@ -339,12 +345,12 @@ func (w *workspace) setTinyProducts(k *channelArgs, s *samples, c int) {
 	case !w.scales(s.kind):
 	case w.backward || w.affines:
 		k.scale = w.channels.scale[c:]
-	default: // bits of a product with invstd differ from the sum of theirs by less than those of 2 and of 1
+	default: // bits of a product with invstd differ from the sum of theirs by less than those of 2, or of 2^23 for a subnormal gamma
 		k.runningVar = w.channels.ones
 		if w.gamma != nil {
 			k.runningVar = w.gamma[c:]
 		}
-		most := tinyProductBits + 128<<23 - int(magnitudeBits(float32(w.mostInvStd)))
+		most := tinyScaledBits + (127+24)<<23 - int(magnitudeBits(float32(w.mostInvStd)))
 		k.scaled = math.Float32frombits(uint32(min(max(most, 0), math.MaxInt32)))
 	}
 }
@@ -368,7 +374,7 @@ func (w *workspace) findTinyProducts(s *samples, c, end int) {
 	}
 	for i, v := range extent {
 		most, other := math.Float32bits(v), math.Float32bits(others[i])
-		if most-1 < smallFirstBits && (most+other <= tinyProductBits || most+magnitudeBits(scales[i]) <= tinyProductBits) &&
+		if most-1 < smallFirstBits && (most+other <= tinyProductBits || most+magnitudeBits(scales[i]) <= tinyScaledBits) &&
 			w.hasTinyProducts(c+i, s.kind, most, other) {
 			w.beginTiny()
 			w.channels.tiny[c+i] |= s.kind
