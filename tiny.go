@@ -350,7 +350,7 @@ func (w *workspace) setTinyProducts(k *channelArgs, s *samples, c int) {
 		if w.gamma != nil {
 			k.runningVar = w.gamma[c:]
 		}
-		most := tinyScaledBits + (127+24)<<23 - int(magnitudeBits(float32(w.mostInvStd)))
+		most := tinyScaledBits + (127+24)<<23 - int64(magnitudeBits(float32(w.mostInvStd)))
 		k.scaled = math.Float32frombits(uint32(min(max(most, 0), math.MaxInt32)))
 	}
 }

@@ -560,7 +560,7 @@ var mutations = []mutation{
 	{name: "tiny products: the kernel sees the scale of other channels", file: "tiny.go", pkg: ".", tests: "TestTinyProducts",
 		old: "		k.scale = w.channels.scale[c:]\n", new: "		k.scale = w.channels.scale\n"},
 	{name: "tiny products: the kernel doesn't know epsilon", file: "tiny.go", pkg: ".", tests: "TestTinyProducts",
-		old: "tinyScaledBits + (127+24)<<23 - int(", new: "tinyScaledBits + (127*2)<<23 + int(", reason: "it stops more often than it needs to"},
+		old: "tinyScaledBits + (127+24)<<23 - int64(", new: "tinyScaledBits + (127*2)<<23 + int64(", reason: "it stops more often than it needs to"},
 	{name: "tiny products: y is taken for x", file: "tiny.go", pkg: ".", tests: "TestTinyProducts|TestFromY",
 		old: "	case w.inverted():\n		return nil\n", new: "", reason: "either way of the product is exact enough"},
 	{name: "generator: products with large factors wrap", file: "kernels/channels.go", pkg: ".", tests: "TestChannelKernels",
