@@ -346,10 +346,6 @@ func (l amd64) argumentOfPair(dst vec, j int) {
 	l.printf("VMOVUPS %d(R14)(AX*1), Y%d", j*vecBytes, dst)
 }
 
-func (l amd64) farOfPair(dst vec, j int) {
-	l.printf("VMOVUPS %d(R14)(AX*1), Y%d", amd64FarResults+j*vecBytes, dst)
-}
-
 func (l amd64) saveFarOfPair(src vec, j int) {
 	l.printf("VMOVUPS Y%d, %d(R14)(AX*1)", src, amd64FarResults+j*vecBytes)
 }
@@ -396,10 +392,6 @@ func (l amd64) saveFarMask(src vec, j int) {
 
 func (l amd64) loadFarMask(dst vec) {
 	l.printf("VMOVUPS %d(R14)(AX*1), Y%d", amd64FarMasks, dst)
-}
-
-func (l amd64) loadFar(dst vec) {
-	l.printf("VMOVUPS %d(R14)(AX*1), Y%d", amd64FarResults, dst)
 }
 
 func (l amd64) saveFar(src vec, j int) {

@@ -493,8 +493,6 @@ func (l arm64) eachPair(body func()) {
 
 func (l arm64) argumentOfPair(dst vec, j int) { l.loadEach(dst, j*vecBytes) }
 
-func (l arm64) farOfPair(dst vec, j int) { l.loadEach(dst, arm64FarResults+j*vecBytes) }
-
 func (l arm64) saveFarOfPair(src vec, j int) {
 	l.printf("ADD %s<<%d, %s, %s", arm64Left, vecShift, arm64Area, arm64Param)
 	l.storeTo(src, arm64FarResults+(j-1)*vecBytes, arm64Param)
@@ -540,8 +538,6 @@ func (l arm64) ifMerged(twice, sum vec, apart, none string) {
 func (l arm64) saveFarMask(src vec, j int) {
 	l.storeTo(src, arm64FarMasks+j*vecBytes, arm64Area)
 }
-
-func (l arm64) loadFar(dst vec) { l.loadEach(dst, arm64FarResults) }
 
 func (l arm64) loadFarMask(dst vec) { l.loadEach(dst, arm64FarMasks) }
 

@@ -132,8 +132,8 @@ type lowering interface {
 	// used only if streams returns true.
 	storeStream(src vec, m mem)
 	streams() bool
-	// sharesConstants reports whether an instruction has any address of a constant, so that all functions share
-	// one table. Offsets from a register are short.
+	// sharesConstants reports whether all functions of a file have one table of constants. They have if an
+	// instruction reaches any address. Offsets from a register are short.
 	sharesConstants() bool
 	fence()               // orders the stores of storeStream before later stores
 	prefetch(m mem)       // into the first-level cache if the printer's toFirst is set
@@ -190,20 +190,17 @@ type lowering interface {
 	// saveFarMask saves the mask of the far lanes of the j-th argument, and saveFar the j-th
 	// result. eachFar loads the arguments of a call into z, one after the other, and saves the
 	// result that body leaves there, if it doesn't go to next. loadFarMask loads the mask of
-	// the argument and loadFar what is saved in place of its result. alone runs body, from the
-	// label enter on, for the vector in z alone, which stays there.
+	// the argument. alone runs body, from the label enter on, for the vector in z alone, which
+	// stays there.
 	saveFarMask(src vec, j int)
 	saveFar(src vec, j int)
 	eachFar(z vec, body func(next string))
 	loadFarMask(dst vec)
-	loadFar(dst vec)
 	alone(enter string)
 	// eachPair runs body for two vectors of a call, and for the next two. The others have the
-	// j-th of two: argumentOfPair loads the argument, farOfPair what is saved in place of its
-	// result, saveFarOfPair saves the result.
+	// j-th of two: argumentOfPair loads the argument, saveFarOfPair saves the result.
 	eachPair(body func())
 	argumentOfPair(dst vec, j int)
-	farOfPair(dst vec, j int)
 	saveFarOfPair(src vec, j int)
 	setFar(k farLanes)
 	ifFar(c cond, k farLanes, label string) // if it is less than k, or not

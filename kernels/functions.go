@@ -23,12 +23,13 @@ type function struct {
 type computation struct {
 	quick func(f *fn)
 	near  *near
-	// far replaces z. It is nil if there are no far arguments. In float32 it takes |z| in t,
-	// reads z after a call of lateZ, and uses p, q[0] and r besides these; its results are not
+	// far replaces z. It is nil if there are no far arguments. In float32 it takes |z| in t, and
+	// again after a call of lateT, reads z after a call of lateZ, and uses p, q[0] and r besides
+	// these; its results are not
 	// subnormal for |z| up to normal, which is 0 for a formula in float64.
 	far    func(f *fn)
 	normal float32
-	sides  *sides // of far, if it has them: pairs of vectors take only those that they need
+	sides  *sides // the formulas of far, if there is one for each sign: a pair of vectors takes only those that it needs
 	// limit replaces z by far's result for |z| of end and more. It is used for a vector whose
 	// far arguments are all of these, if end is above 0.
 	limit func(f *fn)
@@ -536,7 +537,7 @@ func softplusFar(f *fn) {
 // sides are the formulas of a function that has one for negative arguments and one for positive ones, far from 0.
 type sides struct {
 	// common comes first. below leaves the results of negative arguments in q[0], and above
-	// replaces those of others there. below keeps r[0], and above uses no more of what common leaves.
+	// replaces those of others there. Of what common leaves, above uses r[0] only, which below keeps.
 	common, below, above func(f *fn)
 }
 

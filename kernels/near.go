@@ -173,14 +173,6 @@ func (c computation) emit(f *fn) {
 	f.label(apart)
 	f.setFar(someFar)
 	f.label(begin)
-	saveX := func() { // |z|
-		for j := range x {
-			if c.normal > 0 && n.shift == 0 {
-				f.saveFar(x[j], j)
-			}
-		}
-	}
-	saveX()
 	f.eachFar(f.z, func(next string) {
 		f.ifFar(ifNotLess, allFar, load)
 		f.loadFarMask(f.t)
@@ -189,10 +181,7 @@ func (c computation) emit(f *fn) {
 		}
 		f.ifNone(f.t, next)
 		f.label(load)
-		switch {
-		case c.normal > 0 && n.shift == 0:
-			f.loadFar(f.t)
-		case c.normal > 0 || c.end > 0:
+		if c.normal > 0 || c.end > 0 {
 			f.abs(f.t, f.z)
 		}
 		f.label(vector)
@@ -237,7 +226,6 @@ func (c computation) emit(f *fn) {
 
 	if c.normal > 0 {
 		f.label(pairs)
-		saveX()
 		c.pairs(f)
 	}
 	f.label(whole)
@@ -259,10 +247,6 @@ func (c computation) pairs(f *fn) {
 			f.z = f.r[1]
 			f.lateZ = func() { f.argumentOfPair(f.z, j) }
 			f.lateT = func() {
-				if c.near.shift == 0 {
-					f.farOfPair(f.t, j)
-					return
-				}
 				f.argumentOfPair(f.t, j)
 				f.abs(f.t, f.t)
 			}
