@@ -40,15 +40,22 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 		unit = lineLen
 	}
 	t.spans, t.all, t.wide = t.spans[:0], true, false
+	usual := false // there is a span, and all columns behind it are usual
 	for j, end := 0, 0; j < width; j = end {
 		var kind byte
 		kind, end = w.columnsAlike(kinds, j, width, unit)
 		t.wide = t.wide || kind&wideOutputs != 0
 		s := tinySpan{j, end, kind&(mixedKinds|wideOutputs) != 0}
 		some := kind&^(mixedKinds|wideOutputs) != 0
-		if some {
+		switch last := len(t.spans) - 1; {
+		case some && usual && w.together(t.spans[last], s):
+			before := &t.spans[last]
+			before.mixed = before.mixed || s.mixed || before.end < j
+			before.end = end
+		case some:
 			t.spans = append(t.spans, s)
 		}
+		usual = some || usual && kind == 0
 		t.all = t.all && some && !(s.mixed && w.backward) // forward, both ways have the same bits
 	}
 	if len(t.spans) == 0 {
@@ -81,6 +88,13 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 			w.setMasks(kinds, s)
 		}
 	}
+}
+
+// together reports whether two spans are as quickly handled as one, with the columns between them: a call for a
+// span takes as long as the sums and outputs of some rows of 8 columns.
+func (w *workspace) together(a, b tinySpan) bool {
+	const rows = 64
+	return (b.first-a.end)*w.geo.height <= rows*lanes && b.end-a.first <= mostSpan
 }
 
 // unsetTinyColumns takes back what the kernels in float32 have for columns in spans.
@@ -152,6 +166,9 @@ func (w *workspace) putBackOne(out, from []float32, s tinySpan, b *block) {
 // They stay in the second-level cache.
 const besideValues = 32 << 10
 
+// heldColumns is how many columns of spans are held at a time: of more there is room for few rows.
+const heldColumns = bufferLen / 32
+
 // ---- sums
 
 // besideColumns is how many columns are summed by one way before the other.
@@ -179,9 +196,13 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 		}
 		return
 	}
+	holds := w.sums.dres != nil // the kernel in float32 stores g in all columns
 	for j, end := c, 0; j < c+n; j = end {
 		end = min(j+besideColumns, c+n)
-		if spans, columns = t.within(j, end); columns == 0 {
+		for spans, columns = t.within(j, end); holds && columns > heldColumns && end-j > lanes; spans, columns = t.within(j, end) {
+			end = j + roundUp((end-j)/2, lanes)
+		}
+		if columns == 0 {
 			w.sumColumnsOf(sums, j, j-c, r0, r1, end-j)
 			continue
 		}
@@ -190,7 +211,7 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 		}
 		height := rowsOf(besideValues, end-j)
 		var held []float32
-		if w.sums.dres != nil { // the kernel in float32 stores g in all columns
+		if holds {
 			held, height = buf.dres[:], min(height, rowsOf(bufferLen, columns))
 		}
 		for r := r0; r < r1; r += height {
@@ -304,6 +325,13 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 		w.writePanel(i, c, rows, n, stride, w.apply.stream)
 		return
 	}
+	direct := !w.backward && !w.apply.overwrites() // both ways have the same bits
+	if all := columns == n && (!w.backward || noneMixed(spans)); !all && !direct && columns > heldColumns && n > lineLen {
+		half := roundUp(n/2, lineLen)
+		w.writeBeside(i, c, rows, half, stride)
+		w.writeBeside(i+half, c+half, rows, n-half, stride)
+		return
+	}
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	if columns == n && (!w.backward || noneMixed(spans)) { // forward, both ways have the same bits
@@ -317,8 +345,7 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 		}
 		return
 	}
-	direct := !w.backward && !w.apply.overwrites() // both ways have the same bits
-	first := direct || w.apply.stream              // no output is an input, which is in a cache afterwards
+	first := direct || w.apply.stream // no output is an input, which is in a cache afterwards
 	most := max(1, min(bufferLen/columns, besideValues/n))
 	for r := 0; r < rows; r += most {
 		start, height := i+r*stride, min(most, rows-r)

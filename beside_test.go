@@ -2,6 +2,7 @@ package batchnorm
 
 import (
 	"math"
+	"slices"
 	"testing"
 
 	"github.com/fusedbn/batchnorm/internal/gen"
@@ -142,5 +143,67 @@ func TestManyBesideBorders(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestSpans: columns of tiny numbers that are close together are one span, with those between them, where they
+// have few rows.
+func TestSpans(t *testing.T) {
+	const g, wide = tinyGradients, wideOutputs
+	eight := func(of ...int) map[int]byte { // first columns of 8, and their kinds
+		kinds := map[int]byte{}
+		for i := 0; i < len(of); i += 2 {
+			for j := range lanes {
+				kinds[of[i]+j] = byte(of[i+1])
+			}
+		}
+		return kinds
+	}
+	for _, c := range []struct {
+		rows     int
+		kinds    map[int]byte // of 600 columns
+		backward bool
+		want     []tinySpan
+	}{
+		{4, nil, true, nil},
+		{4, map[int]byte{3: g}, true, []tinySpan{{0, 8, true}}},
+		{4, map[int]byte{3: g}, false, []tinySpan{{0, 16, true}}},
+		{4, map[int]byte{3: g, 140: g}, true, []tinySpan{{0, 144, true}}},
+		{4, map[int]byte{3: g, 144: g}, true, []tinySpan{{0, 8, true}, {144, 152, true}}},
+		{4, map[int]byte{3: g, 100: g, 200: g, 300: g}, true, []tinySpan{{0, 208, true}, {296, 304, true}}},
+		{4, map[int]byte{3: g, 20: wide, 40: g}, true, []tinySpan{{0, 8, true}, {40, 48, true}}},
+		{32, map[int]byte{3: g, 30: g}, true, []tinySpan{{0, 32, true}}},
+		{32, map[int]byte{3: g, 32: g}, true, []tinySpan{{0, 8, true}, {32, 40, true}}},
+		{64, map[int]byte{3: g, 16: g}, true, []tinySpan{{0, 24, true}}},
+		{65, map[int]byte{3: g, 16: g}, true, []tinySpan{{0, 8, true}, {16, 24, true}}},
+		{4, eight(0, g), true, []tinySpan{{0, 8, false}}},
+		{4, eight(0, g, 8, g|tinyDeviations), true, []tinySpan{{0, 16, false}}}, // of two kinds
+		{4, eight(0, g, 8, g|tinyDeviations, 24, g), true, []tinySpan{{0, 32, true}}},
+	} {
+		p, err := NewPlan(Shape{Outer: c.rows, Channels: 600, Inner: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := p.acquire(&Mask{}, c.rows, false)
+		w.call = call{backward: c.backward}
+		clear(w.channels.form)
+		kinds := make([]byte, 600)
+		for j, kind := range c.kinds {
+			kinds[j] = kind
+		}
+		w.setTinyColumns(kinds, false)
+		if got := w.tinyColumns.spans; !slices.Equal(got, c.want) {
+			t.Errorf("%d rows, backward %t, kinds %v: spans are %v, want %v", c.rows, c.backward, c.kinds, got, c.want)
+		}
+		for j, kind := range kinds {
+			in := false
+			for _, s := range w.tinyColumns.spans {
+				in = in || s.first <= j && j < s.end
+			}
+			if kind&g != 0 && (!in || !w.tinyColumns.all && w.tinyColumns.masks[j] != 0) || kind == 0 && in && w.tinyColumns.masks[j] == 0 {
+				t.Errorf("%d rows, kinds %v: column %d of kind %d is in a span: %t, its mask is %v", c.rows, c.kinds, j, kind, in, w.tinyColumns.masks[j])
+			}
+		}
+		p.release(w)
 	}
 }
