@@ -90,10 +90,10 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 	}
 }
 
-// together reports whether two spans are as quickly handled as one, with the columns between them: a call for a
-// span takes as long as the sums and outputs of some rows of 8 columns.
+// together reports whether two spans, with the columns between them, are one: the columns take less time than calls
+// for another span, or the spans have no others between them.
 func (w *workspace) together(a, b tinySpan) bool {
-	const rows = 64
+	const rows = 64 // of 8 columns, which take as long as the calls
 	return (b.first-a.end)*w.geo.height <= rows*lanes && b.end-a.first <= mostSpan
 }
 

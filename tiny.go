@@ -359,23 +359,15 @@ func (w *workspace) setTinyProducts(k *channelArgs, s *samples, c int) {
 // extent has the largest of their sampled magnitudes.
 func (w *workspace) findTinyProducts(s *samples, c, end int) {
 	extent := w.channels.extent[c:end]
-	n := len(extent)
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
-	others, scales := buf.largest[:n], buf.scaled[:n]
+	others := buf.largest[:len(extent)]
 	clear(others)
 	if other := w.otherFactor(s.kind); other != nil {
 		w.largestSampled(other[c:], s.at, others)
 	}
-	if clear(scales); w.scales(s.kind) {
-		for i := range scales {
-			scales[i] = w.scaleAt(c + i)
-		}
-	}
 	for i, v := range extent {
-		most, other := math.Float32bits(v), math.Float32bits(others[i])
-		if most-1 < smallFirstBits && (most+other <= tinyProductBits || most+magnitudeBits(scales[i]) <= tinyScaledBits) &&
-			w.hasTinyProducts(c+i, s.kind, most, other) {
+		if most := math.Float32bits(v); most-1 < smallFirstBits && w.hasTinyProducts(c+i, s.kind, most, math.Float32bits(others[i])) {
 			w.beginTiny()
 			w.channels.tiny[c+i] |= s.kind
 		}

@@ -561,8 +561,6 @@ var mutations = []mutation{
 		old: "return kind == tinyGradients || !w.backward || w.apply.act.kind != actIdentity", new: "return true"},
 	{name: "tiny products: epsilon hides nothing", file: "tiny.go", pkg: ".", tests: "TestTinyProducts",
 		old: "return float32(float64(w.gamma[c]) * w.mostInvStd)", new: "return w.gamma[c]"},
-	{name: "tiny products: the scale of other channels", file: "tiny.go", pkg: ".", tests: "TestTinyProducts",
-		old: "			scales[i] = w.scaleAt(c + i)\n", new: "			scales[i] = w.scaleAt(i)\n"},
 	{name: "tiny products: the kernel sees the gradients of other channels", file: "tiny.go", pkg: ".", tests: "TestTinyProducts",
 		old: "other[at[0]+c:], other[at[1]+c:], other[at[2]+c:], other[at[3]+c:]", new: "other[at[0]:], other[at[1]:], other[at[2]:], other[at[3]:]"},
 	{name: "tiny products: the kernel sees the scale of other channels", file: "tiny.go", pkg: ".", tests: "TestTinyProducts",
