@@ -265,6 +265,9 @@ var aliasKinds = []aliasData{
 	{name: "several kinds", set: func(g *aliasGroup) {
 		aliasOneOf(g, aliasHugeX, nil, aliasTinyX, aliasZeroDY, aliasTinyDY, aliasConstant, aliasHugeDY, aliasWideX, aliasSmallX)
 	}},
+	{name: "tiny products among others", set: func(g *aliasGroup) {
+		aliasOneOf(g, aliasTinyProducts, nil, nil)
+	}},
 	{name: "small scales", set: aliasSmallScale},
 	{name: "small scales among others", set: func(g *aliasGroup) {
 		aliasOneOf(g, aliasSmallScale, nil, aliasTinyX, aliasSmallScale, aliasTinyDY, aliasHugeX)
@@ -365,6 +368,13 @@ func aliasSubnormalX(g *aliasGroup) {
 func aliasWideX(g *aliasGroup) {
 	g.scale(g.x, 1e35)
 	*g.mean, *g.variance = 1e35, 3e38
+}
+
+// Neither number is tiny, but their products are.
+func aliasTinyProducts(g *aliasGroup) {
+	g.scale(g.x, 1e-18)
+	g.scale(g.dy, 1e-18)
+	*g.mean = 1e-18
 }
 
 // The squares of such values are subnormal.
