@@ -35,15 +35,12 @@ type tinySpan struct {
 // setTinyColumns finds the columns whose channels are of a kind, and sets their constants for the sums,
 // or for the outputs: those of dx are known with the sums.
 func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
-	t, width, unit := &w.tinyColumns, w.geo.width, lanes
-	if !w.backward { // so that non-temporal stores write whole lines
-		unit = lineLen
-	}
+	t, width := &w.tinyColumns, w.geo.width
 	t.spans, t.all, t.wide = t.spans[:0], true, false
 	usual := false // there is a span, and all columns behind it are usual
 	for j, end := 0, 0; j < width; j = end {
 		var kind byte
-		kind, end = w.columnsAlike(kinds, j, width, unit)
+		kind, end = w.columnsAlike(kinds, j, width)
 		t.wide = t.wide || kind&wideOutputs != 0
 		s := tinySpan{j, end, kind&(mixedKinds|wideOutputs) != 0}
 		some := kind&^(mixedKinds|wideOutputs) != 0
@@ -69,7 +66,7 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 	if t.coef = t.own; t.all {
 		t.coef = w.coef
 	}
-	for _, s := range t.spans {
+	for i, s := range t.spans {
 		if !w.backward || w.needsZ() {
 			w.setFactors(t.factors[s.first:], w.coef[s.first*coefLen:], s.first, s.end-s.first)
 		}
@@ -86,6 +83,9 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 		if !t.all {
 			copyShort(t.own[s.first*coefLen:roundUp(s.end, lanes)*coefLen], w.coef[s.first*coefLen:])
 			w.setMasks(kinds, s)
+			if i > 0 { // columns between spans may be held with these
+				fill(t.masks[t.spans[i-1].end:s.first], math.Float32frombits(math.MaxUint32))
+			}
 		}
 	}
 }
@@ -154,10 +154,10 @@ func (t *tinyColumns) set(b *block, c int) {
 	b.factors, b.records = t.factors[c:], t.records[c/lanes:]
 }
 
-// putBackOne writes an output of the columns of a span where something is tiny, which is in memory
-// without gaps. Others keep theirs, which are in a cache.
-func (w *workspace) putBackOne(out, from []float32, s tinySpan, b *block) {
-	k := kernelArgs{x: out, dy: from, y: out, rows: b.rows, n: b.n, stride: b.step(), strideDY: b.n, strideY: b.step(),
+// putBack writes an output of the columns of a span where something is tiny. It is in memory, in rows that are step
+// values apart. Others keep theirs, which are in a cache.
+func (w *workspace) putBack(out, from []float32, s tinySpan, step int, b *block) {
+	k := kernelArgs{x: out, dy: from, y: out, rows: b.rows, n: b.n, stride: b.step(), strideDY: step, strideY: b.step(),
 		coef: w.tinyColumns.masks[s.first:], coefStep: lanes}
 	w.plan.path.run(kernelChoose, cols, Identity, &k)
 }
@@ -166,13 +166,13 @@ func (w *workspace) putBackOne(out, from []float32, s tinySpan, b *block) {
 // They stay in the second-level cache.
 const besideValues = 32 << 10
 
-// heldColumns is how many columns of spans are held at a time: of more there is room for few rows.
-const heldColumns = bufferLen / 32
-
 // ---- sums
 
 // besideColumns is how many columns are summed by one way before the other.
 const besideColumns = bufferLen / quadSize
+
+// heldSlopes is how many columns of spans have slopes held at a time: of more there is room for few rows.
+const heldSlopes = bufferLen / 32
 
 // fetchRows is how many rows ahead the sums of columns prefetch memory.
 const fetchRows = 8
@@ -199,7 +199,7 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 	holds := w.sums.dres != nil // the kernel in float32 stores g in all columns
 	for j, end := c, 0; j < c+n; j = end {
 		end = min(j+besideColumns, c+n)
-		for spans, columns = t.within(j, end); holds && columns > heldColumns && end-j > lanes; spans, columns = t.within(j, end) {
+		for spans, columns = t.within(j, end); holds && columns > heldSlopes && end-j > lanes; spans, columns = t.within(j, end) {
 			end = j + roundUp((end-j)/2, lanes)
 		}
 		if columns == 0 {
@@ -233,7 +233,7 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 			for _, s := range spans {
 				s = s.clip(j, end)
 				b := w.tinyBlock(r*w.geo.width+s.first, next-r, s.len(), w.geo.width)
-				w.putBackOne(b.dres, held[at:], s, &b)
+				w.putBack(b.dres, held[at:], s, b.n, &b)
 				at += b.len()
 			}
 		}
@@ -263,7 +263,10 @@ func (w *workspace) sumSpan64(buf *buffers, s tinySpan, j, r0, r1 int, held []fl
 			b = w.packCols(&w.sums, buf, i, height, n)
 		}
 		t.set(&b, s.first)
-		b.held, b.fetch = held != nil, 4*fetchRows*b.step()
+		b.fetch = 4 * fetchRows * b.step()
+		if held != nil {
+			b.heldStep = n
+		}
 		var k kernelArgs
 		act := w.operands64(&k, w.sums.act, buf, t.coef[s.first*coefLen:], &b)
 		k.fetch, k.n, k.records, k.recordStep, k.sums = b.fetch, n, b.records, bytes64, all
@@ -322,14 +325,7 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 	t := &w.tinyColumns
 	spans, columns := t.within(c, c+n)
 	if columns == 0 {
-		w.writePanel(i, c, rows, n, stride, w.apply.stream)
-		return
-	}
-	direct := !w.backward && !w.apply.overwrites() // both ways have the same bits
-	if all := columns == n && (!w.backward || noneMixed(spans)); !all && !direct && columns > heldColumns && n > lineLen {
-		half := roundUp(n/2, lineLen)
-		w.writeBeside(i, c, rows, half, stride)
-		w.writeBeside(i+half, c+half, rows, n-half, stride)
+		w.writePanel(i, c, rows, n, stride)
 		return
 	}
 	buf := w.buffers.take()
@@ -337,62 +333,73 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 	if columns == n && (!w.backward || noneMixed(spans)) { // forward, both ways have the same bits
 		for _, s := range spans {
 			s = s.clip(c, c+n)
-			most := bufferLen / s.len()
-			for r := 0; r < rows; r += most {
-				b := w.outputBlock(i+r*stride+s.first-c, min(most, rows-r), stride, s)
-				w.writeTiny(buf, t.coef[s.first*coefLen:], &b)
-			}
+			w.writeSpan(buf, s, nil, i+s.first-c, rows, stride)
 		}
 		return
 	}
-	first := direct || w.apply.stream // no output is an input, which is in a cache afterwards
-	most := max(1, min(bufferLen/columns, besideValues/n))
+	all := tinySpan{first: spans[0].clip(c, c+n).first, end: spans[len(spans)-1].clip(c, c+n).end}
+	most := max(1, min(heldLen/all.len(), besideValues/n))
+	// As the tasks do, it begins with the last rows. Kernels prefetch what is held next.
+	for end := rows; end > 0; end -= most {
+		height := min(most, end)
+		w.writeHeld(buf, all, spans, i+(end-height)*stride, c, height, n, stride)
+	}
+}
+
+// heldLen is how many outputs are held at a time.
+const heldLen = 4 * bufferLen
+
+// writeHeld writes rows of n columns from column c on, of which those of all have outputs that are held first. The kernel
+// in float32 writes them among others, in the order of memory, if it has non-temporal stores.
+func (w *workspace) writeHeld(buf *buffers, all tinySpan, spans []tinySpan, i, c, rows, n, stride int) {
+	for _, s := range spans {
+		s = s.clip(c, c+n)
+		w.writeSpan(buf, s, &all, i+s.first-c, rows, stride)
+	}
+	k := w.panelArgs(i, c, rows, n, stride)
+	if k.stream = k.stream && n%lanes == 0; k.stream {
+		k.before, k.heldColumns, k.behind = all.first-c, all.len(), c+n-all.end
+		k.masks, k.held, k.heldG = w.tinyColumns.masks[all.first:], buf.heldY[:], buf.heldG[:]
+		k.fetch = -4 * rows * stride
+	}
+	w.kernel(&w.apply, &k)
+	for _, s := range spans {
+		s = s.clip(c, c+n)
+		b := w.outputBlock(i+s.first-c, rows, stride, s)
+		// If sums have stored g, the kernel in float32 writes dx alone.
+		w.putBackHeld(buf, all, s, &b, !k.stream, !k.stream || k.dres == nil)
+	}
+}
+
+// hold lets the outputs of a block be those of the columns of a span, from a row on, in a buffer that holds all.
+func (b *block) hold(buf *buffers, all, s tinySpan, row int) {
+	at := row*all.len() + s.first - all.first
+	b.heldStep, b.y = all.len(), buf.heldY[at:]
+	if b.dres != nil {
+		b.dres = buf.heldG[at:]
+	}
+}
+
+// putBackHeld writes y of the columns of a span, and g if it is wanted, from a buffer that holds all. b has their places.
+func (w *workspace) putBackHeld(buf *buffers, all, s tinySpan, b *block, y, g bool) {
+	at := s.first - all.first
+	if y {
+		w.putBack(b.y, buf.heldY[at:], s, all.len(), b)
+	}
+	if g && b.dres != nil {
+		w.putBack(b.dres, buf.heldG[at:], s, all.len(), b)
+	}
+}
+
+// writeSpan writes the outputs of rows of a span, from index i on, or to a buffer that holds all.
+func (w *workspace) writeSpan(buf *buffers, s tinySpan, all *tinySpan, i, rows, stride int) {
+	most := bufferLen / s.len()
 	for r := 0; r < rows; r += most {
-		start, height := i+r*stride, min(most, rows-r)
-		if first { // what is put into them must find them in a cache
-			w.writePanel(start, c, height, n, stride, direct && w.apply.stream)
+		b := w.outputBlock(i+r*stride, min(most, rows-r), stride, s)
+		if all != nil {
+			b.hold(buf, *all, s, r)
 		}
-		at := 0
-		for _, s := range spans {
-			s = s.clip(c, c+n)
-			held := w.outputBlock(start+s.first-c, height, stride, s)
-			if !direct {
-				held.hold(buf, at)
-			}
-			w.writeTiny(buf, t.coef[s.first*coefLen:], &held)
-			at += held.len()
-		}
-		if direct {
-			continue
-		}
-		if !first {
-			w.writePanel(start, c, height, n, stride, false)
-		}
-		at = 0
-		for _, s := range spans {
-			s = s.clip(c, c+n)
-			b := w.outputBlock(start+s.first-c, height, stride, s)
-			held := b
-			held.hold(buf, at)
-			w.putBack(&b, &held, s)
-			at += b.len()
-		}
-	}
-}
-
-// hold lets the outputs of a block be buffers, from value at on.
-func (b *block) hold(buf *buffers, at int) {
-	b.held, b.y = true, buf.y[at:]
-	if b.dres != nil {
-		b.dres = buf.dres[at:]
-	}
-}
-
-// putBack writes the outputs of the columns of a span where something is tiny, from those held.
-func (w *workspace) putBack(b, held *block, s tinySpan) {
-	w.putBackOne(b.y, held.y, s, b)
-	if b.dres != nil {
-		w.putBackOne(b.dres, held.dres, s, b)
+		w.writeTiny(buf, w.tinyColumns.coef[s.first*coefLen:], &b)
 	}
 }
 
@@ -409,18 +416,13 @@ func (w *workspace) outputBlock(i, rows, stride int, s tinySpan) block {
 func (w *workspace) writeCopyBeside(buf *buffers, c int, k *kernelArgs, row *block) {
 	t, end := &w.tinyColumns, c+row.n
 	spans, columns := t.within(c, end)
-	part := func(s tinySpan) block {
-		j := s.first - c
-		b := block{rows: 1, n: s.len(), x: row.x[j:], dy: from(row.dy, j), res: from(row.res, j), y: row.y[j:], dres: from(row.dres, j)}
-		t.set(&b, s.first)
-		return b
-	}
-	direct := columns == row.n && noneMixed(spans)
+	direct, all := columns == row.n && noneMixed(spans), tinySpan{first: c, end: end}
 	for _, s := range spans {
 		s = s.clip(c, end)
-		b := part(s)
+		b := row.columns(s, c)
+		t.set(&b, s.first)
 		if !direct {
-			b.hold(buf, s.first-c)
+			b.hold(buf, all, s, 0)
 		}
 		w.writeTiny(buf, t.coef[s.first*coefLen:], &b)
 	}
@@ -431,9 +433,13 @@ func (w *workspace) writeCopyBeside(buf *buffers, c int, k *kernelArgs, row *blo
 	w.elementwise(w.apply.kernel, w.apply.act, k, row)
 	for _, s := range spans {
 		s = s.clip(c, end)
-		b := part(s)
-		held := b
-		held.hold(buf, s.first-c)
-		w.putBack(&b, &held, s)
+		b := row.columns(s, c)
+		w.putBackHeld(buf, all, s, &b, true, true)
 	}
+}
+
+// columns returns the columns of a span from a row whose first one is column c.
+func (b *block) columns(s tinySpan, c int) block {
+	j := s.first - c
+	return block{rows: 1, n: s.len(), x: b.x[j:], dy: from(b.dy, j), res: from(b.res, j), y: b.y[j:], dres: from(b.dres, j)}
 }

@@ -167,7 +167,7 @@ func TestSpans(t *testing.T) {
 	}{
 		{4, nil, true, nil},
 		{4, map[int]byte{3: g}, true, []tinySpan{{0, 8, true}}},
-		{4, map[int]byte{3: g}, false, []tinySpan{{0, 16, true}}},
+		{4, map[int]byte{3: g}, false, []tinySpan{{0, 8, true}}},
 		{4, map[int]byte{3: g, 140: g}, true, []tinySpan{{0, 144, true}}},
 		{4, map[int]byte{3: g, 144: g}, true, []tinySpan{{0, 8, true}, {144, 152, true}}},
 		{4, map[int]byte{3: g, 100: g, 200: g, 300: g}, true, []tinySpan{{0, 208, true}, {296, 304, true}}},

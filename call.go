@@ -224,11 +224,6 @@ func (c *call) storeGradients() {
 	c.apply.dres = nil
 }
 
-// overwrites reports whether y takes the place of an input of a forward pass.
-func (s *stage) overwrites() bool {
-	return &s.y[0] == &s.x[0] || s.res != nil && &s.y[0] == &s.res[0]
-}
-
 // storage returns the output that may hold g: dresidual, or dx.
 func (s *stage) storage() []float32 {
 	if s.dres != nil {

@@ -104,11 +104,11 @@ func (k *constants) setDX(j int, d *scaledGradient) {
 // channel from each of some images, or in tiny.go of each of some adjacent channels.
 type block struct {
 	rows, n    int
-	channels   int  // in rows: 1, which 0 stands for, or one for each row
-	stride     int  // from a row to the next; 0 stands for n
-	column     int  // in rows, in tiny.go: the first channel
-	fetch      int  // in tiny.go: bytes from a value to one that is prefetched
-	held       bool // in tiny.go: the outputs are buffers without gaps
+	channels   int // in rows: 1, which 0 stands for, or one for each row
+	stride     int // from a row to the next; 0 stands for n
+	column     int // in rows, in tiny.go: the first channel
+	fetch      int // in tiny.go: bytes from a value to one that is prefetched
+	heldStep   int // in tiny.go: from a row of outputs that are held in a buffer to the next, 0 if they are not
 	x, dy, res []float32
 	y, dres    []float32
 	slopes     []float32 // in tiny.go: those that the sums have stored
@@ -120,11 +120,17 @@ type block struct {
 
 // stepOut returns the distance from a row of the outputs to the next.
 func (b *block) stepOut() int {
-	if b.held {
-		return b.n
+	if b.held() {
+		return b.heldStep
 	}
 	return b.step()
 }
+
+// held reports whether the outputs are held in a buffer.
+func (b *block) held() bool { return b.heldStep > 0 }
+
+// apartOut reports whether the rows of the outputs are apart from one another.
+func (b *block) apartOut() bool { return b.rows > 1 && b.stepOut() > b.n }
 
 // elementwise runs a kernel that writes outputs on a block.
 func (w *workspace) elementwise(kernel int, act Activation, k *kernelArgs, b *block) {

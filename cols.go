@@ -240,7 +240,7 @@ func (w *workspace) writeBlock(i, rows, n int) {
 	for p := 0; p < n; p += panel {
 		end := min(p+panel, n)
 		if !w.someInBlocks {
-			w.writePanel(i+p, p, rows, end-p, n, w.apply.stream)
+			w.writePanel(i+p, p, rows, end-p, n)
 			continue
 		}
 		if !w.tinyColumns.wide {
@@ -273,18 +273,23 @@ func (w *workspace) writeBesideWide(i, c, rows, n, stride int) {
 
 // writePanel writes the outputs of rows of n columns from column c on, whose constants
 // fit into the first-level cache. The rows are stride values apart, and the first output has
-// index i. With stream it takes non-temporal stores where it can.
-func (w *workspace) writePanel(i, c, rows, n, stride int, stream bool) {
+// index i.
+func (w *workspace) writePanel(i, c, rows, n, stride int) {
 	most := maxCall / n // a task has more where a wide channel keeps its rows from being written as one
 	for r := 0; r < rows; r += most {
-		at, height := i+r*stride, min(most, rows-r)
-		k := w.apply.args(at)
-		k.coef = w.coef[c*coefLen:]
-		k.rows, k.n, k.stride = height, n, stride
-		k.stream = stream && k.aligned()
-		if w.way.inOrder || k.stream {
-			k.single = k.rows
-		}
+		k := w.panelArgs(i+r*stride, c, min(most, rows-r), n, stride)
 		w.kernel(&w.apply, &k)
 	}
+}
+
+// panelArgs returns the arguments of the kernel that writes a panel.
+func (w *workspace) panelArgs(i, c, rows, n, stride int) kernelArgs {
+	k := w.apply.args(i)
+	k.coef = w.coef[c*coefLen:]
+	k.rows, k.n, k.stride = rows, n, stride
+	k.stream = w.apply.stream && k.aligned()
+	if w.way.inOrder || k.stream {
+		k.single = k.rows
+	}
+	return k
 }

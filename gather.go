@@ -35,16 +35,17 @@ const bufferLen = pieceSingle
 
 // buffers hold values that are copied or computed before a kernel reads them.
 type buffers struct {
-	x, dy, res [bufferLen]float32
-	y, dres    [bufferLen]float32
-	scaled, g  [bufferLen]float32
-	tinyZ      tinyZBuffers
-	sums       [sumLen]float64
-	sums64     [2 * besideColumns]float64
-	inWindow   windowSums // of columns, in float64
-	constants  constants
-	list       columnList
-	largest    [mostSpan]float32 // magnitudes, by column
+	x, dy, res   [bufferLen]float32
+	y, dres      [bufferLen]float32
+	scaled, g    [bufferLen]float32
+	heldY, heldG [heldLen]float32
+	tinyZ        tinyZBuffers
+	sums         [sumLen]float64
+	sums64       [2 * besideColumns]float64
+	inWindow     windowSums // of columns, in float64
+	constants    constants
+	list         columnList
+	largest      [mostSpan]float32 // magnitudes, by column
 }
 
 func newBuffers(int) *buffers { return new(buffers) }

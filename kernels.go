@@ -43,6 +43,12 @@ type kernelArgs struct {
 	single           int
 	rowGap, imageGap int
 
+	// Outputs in cols, with non-temporal stores: before columns, then heldColumns of which some outputs are held, then
+	// the columns behind them; all three are multiples of 8. Where the mask of a held column is 0, and not all ones,
+	// its outputs are those in held, and for dres in heldG, which have rows of heldColumns.
+	before, heldColumns, behind int
+	masks, held, heldG          []float32
+
 	coefStep  int // kernelScale and so on: floats from a record to the next one, 0 if all columns have the same
 	coefImage int // rows, without sums: floats from the end of an image's records to the next image's first
 
@@ -67,7 +73,7 @@ type kernelArgs struct {
 
 	act    *actCode // for the kernels that call an activation's function
 	stream bool     // y and dres have non-temporal stores; in cols they and their rows are aligned to vectors, and all rows are single
-	fetch  int      // distance of prefetches in bytes: of sums in cols, and of outputs in rows, where 0 stands for none
+	fetch  int      // distance of prefetches in bytes: of sums and held columns in cols, and of outputs in rows, where 0 stands for none
 	factor float64  // of kernelTimes
 
 	// Of kernelScale and the kernels behind it, which may count rows down.

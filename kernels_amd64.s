@@ -2537,6 +2537,7 @@ TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
 	SHLQ $2, SI
 	SUBQ SI, R9
 	VMOVDQU (R9), Y15
+	MOVQ $0, R10
 	SHLQ $2, DI
 	MOVQ DI, R8
 	ADDQ DI, R8
@@ -2626,6 +2627,11 @@ rest2:
 row9:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
+	MOVQ kernelArgs_heldColumns(R14), R9
+	SUBQ $0, R9
+	JEQ segment13
+	MOVQ kernelArgs_before(R14), SI
+segment13:
 	SUBQ $8, SI
 	JLT tail11
 column10:
@@ -2642,6 +2648,33 @@ column10:
 	SUBQ $8, SI
 	JGE column10
 tail11:
+	SUBQ $0, R9
+	JEQ none14
+	MOVQ kernelArgs_masks(R14), SI
+held15:
+	MOVQ kernelArgs_fetch(R14), R8
+	PREFETCHT0 (AX)(R8*1)
+	VMOVUPS (CX), Y0
+	VMOVUPS 32(CX), Y1
+	VMOVUPS 64(CX), Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	MOVQ kernelArgs_held(R14), R8
+	VMOVUPS (SI), Y0
+	VMOVUPS (R8)(R10*1), Y1
+	VBLENDVPS Y0, Y4, Y1, Y4
+	VMOVNTPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $160, CX
+	ADDQ $32, R10
+	ADDQ $32, SI
+	SUBQ $8, R9
+	JNE held15
+	MOVQ kernelArgs_behind(R14), SI
+	JMP segment13
+none14:
 	ANDQ $7, SI
 	JEQ next12
 	VMOVUPS (CX), Y0
@@ -2666,12 +2699,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row13:
+row16:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT tail15
-column14:
+	JLT tail18
+column17:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -2683,10 +2716,10 @@ column14:
 	ADDQ $32, BX
 	ADDQ $160, CX
 	SUBQ $8, SI
-	JGE column14
-tail15:
+	JGE column17
+tail18:
 	ANDQ $7, SI
-	JEQ next16
+	JEQ next19
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -2698,7 +2731,7 @@ tail15:
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-next16:
+next19:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
@@ -2706,7 +2739,7 @@ next16:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	SUBQ $1, DX
-	JGE row13
+	JGE row16
 chosen8:
 done3:
 	VZEROUPPER
@@ -2725,6 +2758,7 @@ TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	SHLQ $2, DI
 	SUBQ DI, R10
 	VMOVDQU (R10), Y15
+	MOVQ $0, R11
 	SHLQ $2, R8
 	MOVQ R8, R9
 	ADDQ R8, R9
@@ -2831,6 +2865,11 @@ rest2:
 row9:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
+	MOVQ kernelArgs_heldColumns(R14), R10
+	SUBQ $0, R10
+	JEQ segment13
+	MOVQ kernelArgs_before(R14), DI
+segment13:
 	SUBQ $8, DI
 	JLT tail11
 column10:
@@ -2849,6 +2888,35 @@ column10:
 	SUBQ $8, DI
 	JGE column10
 tail11:
+	SUBQ $0, R10
+	JEQ none14
+	MOVQ kernelArgs_masks(R14), DI
+held15:
+	MOVQ kernelArgs_fetch(R14), R9
+	PREFETCHT0 (AX)(R9*1)
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VADDPS (CX), Y4, Y4
+	MOVQ kernelArgs_held(R14), R9
+	VMOVUPS (DI), Y0
+	VMOVUPS (R9)(R11*1), Y1
+	VBLENDVPS Y0, Y4, Y1, Y4
+	VMOVNTPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $160, DX
+	ADDQ $32, R11
+	ADDQ $32, DI
+	SUBQ $8, R10
+	JNE held15
+	MOVQ kernelArgs_behind(R14), DI
+	JMP segment13
+none14:
 	ANDQ $7, DI
 	JEQ next12
 	VMOVUPS (DX), Y0
@@ -2878,12 +2946,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row13:
+row16:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail15
-column14:
+	JLT tail18
+column17:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -2897,10 +2965,10 @@ column14:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column14
-tail15:
+	JGE column17
+tail18:
 	ANDQ $7, DI
-	JEQ next16
+	JEQ next19
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -2915,7 +2983,7 @@ tail15:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-next16:
+next19:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -2925,7 +2993,7 @@ next16:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE row13
+	JGE row16
 chosen8:
 done3:
 	VZEROUPPER
@@ -2943,6 +3011,7 @@ TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
 	SHLQ $2, SI
 	SUBQ SI, R9
 	VMOVDQU (R9), Y15
+	MOVQ $0, R10
 	SHLQ $2, DI
 	MOVQ DI, R8
 	ADDQ DI, R8
@@ -3056,6 +3125,11 @@ rest2:
 row9:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
+	MOVQ kernelArgs_heldColumns(R14), R9
+	SUBQ $0, R9
+	JEQ segment13
+	MOVQ kernelArgs_before(R14), SI
+segment13:
 	SUBQ $8, SI
 	JLT tail11
 column10:
@@ -3075,6 +3149,36 @@ column10:
 	SUBQ $8, SI
 	JGE column10
 tail11:
+	SUBQ $0, R9
+	JEQ none14
+	MOVQ kernelArgs_masks(R14), SI
+held15:
+	MOVQ kernelArgs_fetch(R14), R8
+	PREFETCHT0 (AX)(R8*1)
+	VMOVUPS (CX), Y0
+	VMOVUPS 32(CX), Y1
+	VMOVUPS 64(CX), Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y4, Y5
+	VANDNPS Y4, Y5, Y4
+	MOVQ kernelArgs_held(R14), R8
+	VMOVUPS (SI), Y0
+	VMOVUPS (R8)(R10*1), Y1
+	VBLENDVPS Y0, Y4, Y1, Y4
+	VMOVNTPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $160, CX
+	ADDQ $32, R10
+	ADDQ $32, SI
+	SUBQ $8, R9
+	JNE held15
+	MOVQ kernelArgs_behind(R14), SI
+	JMP segment13
+none14:
 	ANDQ $7, SI
 	JEQ next12
 	VMOVUPS (CX), Y0
@@ -3102,12 +3206,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row13:
+row16:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT tail15
-column14:
+	JLT tail18
+column17:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -3122,10 +3226,10 @@ column14:
 	ADDQ $32, BX
 	ADDQ $160, CX
 	SUBQ $8, SI
-	JGE column14
-tail15:
+	JGE column17
+tail18:
 	ANDQ $7, SI
-	JEQ next16
+	JEQ next19
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -3140,7 +3244,7 @@ tail15:
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-next16:
+next19:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
@@ -3148,7 +3252,7 @@ next16:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	SUBQ $1, DX
-	JGE row13
+	JGE row16
 chosen8:
 done3:
 	VZEROUPPER
@@ -3167,6 +3271,7 @@ TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
 	SHLQ $2, DI
 	SUBQ DI, R10
 	VMOVDQU (R10), Y15
+	MOVQ $0, R11
 	SHLQ $2, R8
 	MOVQ R8, R9
 	ADDQ R8, R9
@@ -3297,6 +3402,11 @@ rest2:
 row9:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
+	MOVQ kernelArgs_heldColumns(R14), R10
+	SUBQ $0, R10
+	JEQ segment13
+	MOVQ kernelArgs_before(R14), DI
+segment13:
 	SUBQ $8, DI
 	JLT tail11
 column10:
@@ -3318,6 +3428,38 @@ column10:
 	SUBQ $8, DI
 	JGE column10
 tail11:
+	SUBQ $0, R10
+	JEQ none14
+	MOVQ kernelArgs_masks(R14), DI
+held15:
+	MOVQ kernelArgs_fetch(R14), R9
+	PREFETCHT0 (AX)(R9*1)
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VADDPS (CX), Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y4, Y5
+	VANDNPS Y4, Y5, Y4
+	MOVQ kernelArgs_held(R14), R9
+	VMOVUPS (DI), Y0
+	VMOVUPS (R9)(R11*1), Y1
+	VBLENDVPS Y0, Y4, Y1, Y4
+	VMOVNTPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $160, DX
+	ADDQ $32, R11
+	ADDQ $32, DI
+	SUBQ $8, R10
+	JNE held15
+	MOVQ kernelArgs_behind(R14), DI
+	JMP segment13
+none14:
 	ANDQ $7, DI
 	JEQ next12
 	VMOVUPS (DX), Y0
@@ -3350,12 +3492,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row13:
+row16:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail15
-column14:
+	JLT tail18
+column17:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -3372,10 +3514,10 @@ column14:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column14
-tail15:
+	JGE column17
+tail18:
 	ANDQ $7, DI
-	JEQ next16
+	JEQ next19
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -3393,7 +3535,7 @@ tail15:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-next16:
+next19:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -3403,7 +3545,7 @@ next16:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE row13
+	JGE row16
 chosen8:
 done3:
 	VZEROUPPER
@@ -3435,6 +3577,7 @@ TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $488-16
 	SHLQ $2, DI
 	SUBQ DI, R10
 	VMOVDQU (R10), Y15
+	MOVQ $0, R11
 	SHLQ $2, R8
 	MOVQ R8, R9
 	ADDQ R8, R9
@@ -3549,9 +3692,14 @@ rest2:
 row9:
 	ARG(kernelArgs_coef, DX)
 	ARG(kernelArgs_n, DI)
+	ARG(kernelArgs_heldColumns, R10)
+	SUBQ $0, R10
+	JEQ segment13
+	ARG(kernelArgs_before, DI)
+segment13:
 	SUBQ $32, DI
-	JLT few14
-many13:
+	JLT few15
+many14:
 	VMOVUPS (DX), Y6
 	VMOVUPS 32(DX), Y7
 	VMOVUPS 64(DX), Y8
@@ -3577,34 +3725,34 @@ many13:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	CMPQ 432(R14), $0
-	JEQ without15
+	JEQ without16
 	VADDPS (CX), Y2, Y2
 	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
-without15:
+without16:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
 	CMPQ 448(R14), $0
-	JEQ without16
+	JEQ without17
 	VMOVNTPS Y2, (BX)
 	VMOVNTPS Y3, 32(BX)
 	VMOVNTPS Y4, 64(BX)
 	VMOVNTPS Y5, 96(BX)
-	JMP chosen17
-without16:
+	JMP chosen18
+without17:
 	VMOVUPS Y2, (BX)
 	VMOVUPS Y3, 32(BX)
 	VMOVUPS Y4, 64(BX)
 	VMOVUPS Y5, 96(BX)
-chosen17:
+chosen18:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	ADDQ $128, CX
 	ADDQ $640, DX
 	SUBQ $32, DI
-	JGE many13
-few14:
+	JGE many14
+few15:
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT tail11
@@ -3616,21 +3764,21 @@ column10:
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
 	CMPQ 432(R14), $0
-	JEQ without18
+	JEQ without19
 	VADDPS (CX), Y2, Y2
-without18:
+without19:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
 	MOVQ $32, 408(R14)
 	CALL 384(R14)
 	CMPQ 448(R14), $0
-	JEQ without19
+	JEQ without20
 	VMOVNTPS Y2, (BX)
-	JMP chosen20
-without19:
+	JMP chosen21
+without20:
 	VMOVUPS Y2, (BX)
-chosen20:
+chosen21:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
@@ -3638,6 +3786,49 @@ chosen20:
 	SUBQ $8, DI
 	JGE column10
 tail11:
+	SUBQ $0, R10
+	JEQ none22
+	ARG(kernelArgs_masks, DI)
+held23:
+	ARG(kernelArgs_fetch, R9)
+	PREFETCHT0 (AX)(R9*1)
+	VMOVUPS (DX), Y6
+	VMOVUPS 32(DX), Y7
+	VMOVUPS 64(DX), Y8
+	VADDPS (AX), Y6, Y2
+	VMULPS Y7, Y2, Y2
+	VADDPS Y8, Y2, Y2
+	CMPQ 432(R14), $0
+	JEQ without24
+	VADDPS (CX), Y2, Y2
+without24:
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
+	ARG(kernelArgs_held, R9)
+	VMOVUPS (DI), Y6
+	VMOVUPS (R9)(R11*1), Y7
+	VBLENDVPS Y6, Y2, Y7, Y2
+	CMPQ 448(R14), $0
+	JEQ without25
+	VMOVNTPS Y2, (BX)
+	JMP chosen26
+without25:
+	VMOVUPS Y2, (BX)
+chosen26:
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $160, DX
+	ADDQ $32, R11
+	ADDQ $32, DI
+	SUBQ $8, R10
+	JNE held23
+	ARG(kernelArgs_behind, DI)
+	JMP segment13
+none22:
 	ANDQ $7, DI
 	JEQ next12
 	VMOVUPS (DX), Y6
@@ -3648,10 +3839,10 @@ tail11:
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
 	CMPQ 432(R14), $0
-	JEQ without21
+	JEQ without27
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
-without21:
+without27:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -10789,6 +10980,7 @@ TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
 	SHLQ $2, DI
 	SUBQ DI, R10
 	VMOVDQU (R10), Y15
+	MOVQ $0, R11
 	SHLQ $2, R8
 	MOVQ R8, R9
 	ADDQ R8, R9
@@ -10909,6 +11101,11 @@ rest2:
 row9:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
+	MOVQ kernelArgs_heldColumns(R14), R10
+	SUBQ $0, R10
+	JEQ segment13
+	MOVQ kernelArgs_before(R14), DI
+segment13:
 	SUBQ $8, DI
 	JLT tail11
 column10:
@@ -10930,6 +11127,39 @@ column10:
 	SUBQ $8, DI
 	JGE column10
 tail11:
+	SUBQ $0, R10
+	JEQ none14
+	MOVQ kernelArgs_masks(R14), DI
+held15:
+	MOVQ kernelArgs_fetch(R14), R9
+	PREFETCHT0 (AX)(R9*1)
+	PREFETCHT0 (BX)(R9*1)
+	VMOVUPS (DX), Y2
+	VMOVUPS 32(DX), Y3
+	VMOVUPS 96(DX), Y0
+	VMOVUPS 128(DX), Y1
+	VADDPS (BX), Y2, Y4
+	VMOVUPS (AX), Y5
+	VSUBPS Y0, Y5, Y6
+	VMULPS Y1, Y4, Y4
+	VSUBPS Y4, Y6, Y6
+	VMULPS Y3, Y6, Y6
+	MOVQ kernelArgs_held(R14), R9
+	VMOVUPS (DI), Y2
+	VMOVUPS (R9)(R11*1), Y3
+	VBLENDVPS Y2, Y6, Y3, Y6
+	VMOVNTPS Y6, (CX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $160, DX
+	ADDQ $32, R11
+	ADDQ $32, DI
+	SUBQ $8, R10
+	JNE held15
+	MOVQ kernelArgs_behind(R14), DI
+	JMP segment13
+none14:
 	ANDQ $7, DI
 	JEQ next12
 	VMOVUPS (DX), Y2
@@ -10961,12 +11191,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row13:
+row16:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail15
-column14:
+	JLT tail18
+column17:
 	VMOVUPS (DX), Y2
 	VMOVUPS 32(DX), Y3
 	VMOVUPS 96(DX), Y0
@@ -10983,10 +11213,10 @@ column14:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column14
-tail15:
+	JGE column17
+tail18:
 	ANDQ $7, DI
-	JEQ next16
+	JEQ next19
 	VMOVUPS (DX), Y2
 	VMOVUPS 32(DX), Y3
 	VMOVUPS 96(DX), Y0
@@ -11003,7 +11233,7 @@ tail15:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-next16:
+next19:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -11013,7 +11243,7 @@ next16:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE row13
+	JGE row16
 chosen8:
 done3:
 	VZEROUPPER
@@ -11033,6 +11263,7 @@ TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	SHLQ $2, R8
 	SUBQ R8, R11
 	VMOVDQU (R11), Y15
+	MOVQ $0, R12
 	SHLQ $2, R9
 	MOVQ R9, R10
 	ADDQ R9, R10
@@ -11166,6 +11397,11 @@ rest2:
 row9:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
+	MOVQ kernelArgs_heldColumns(R14), R11
+	SUBQ $0, R11
+	JEQ segment13
+	MOVQ kernelArgs_before(R14), R8
+segment13:
 	SUBQ $8, R8
 	JLT tail11
 column10:
@@ -11189,6 +11425,45 @@ column10:
 	SUBQ $8, R8
 	JGE column10
 tail11:
+	SUBQ $0, R11
+	JEQ none14
+	MOVQ kernelArgs_masks(R14), R8
+held15:
+	MOVQ kernelArgs_fetch(R14), R10
+	PREFETCHT0 (AX)(R10*1)
+	PREFETCHT0 (BX)(R10*1)
+	VMOVUPS (SI), Y2
+	VMOVUPS 32(SI), Y3
+	VMOVUPS 96(SI), Y0
+	VMOVUPS 128(SI), Y1
+	VADDPS (BX), Y2, Y4
+	VMOVUPS (AX), Y5
+	VSUBPS Y0, Y5, Y6
+	VMULPS Y1, Y4, Y4
+	VSUBPS Y4, Y6, Y6
+	VMULPS Y3, Y6, Y6
+	MOVQ kernelArgs_held(R14), R10
+	VMOVUPS (R8), Y2
+	VMOVUPS (R10)(R12*1), Y3
+	VBLENDVPS Y2, Y6, Y3, Y6
+	VMOVNTPS Y6, (CX)
+	MOVQ kernelArgs_heldG(R14), R10
+	VMOVUPS (R8), Y2
+	VMOVUPS (R10)(R12*1), Y3
+	VBLENDVPS Y2, Y5, Y3, Y5
+	VMOVNTPS Y5, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $160, SI
+	ADDQ $32, R12
+	ADDQ $32, R8
+	SUBQ $8, R11
+	JNE held15
+	MOVQ kernelArgs_behind(R14), R8
+	JMP segment13
+none14:
 	ANDQ $7, R8
 	JEQ next12
 	VMOVUPS (SI), Y2
@@ -11224,12 +11499,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row13:
+row16:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail15
-column14:
+	JLT tail18
+column17:
 	VMOVUPS (SI), Y2
 	VMOVUPS 32(SI), Y3
 	VMOVUPS 96(SI), Y0
@@ -11248,10 +11523,10 @@ column14:
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column14
-tail15:
+	JGE column17
+tail18:
 	ANDQ $7, R8
-	JEQ next16
+	JEQ next19
 	VMOVUPS (SI), Y2
 	VMOVUPS 32(SI), Y3
 	VMOVUPS 96(SI), Y0
@@ -11270,7 +11545,7 @@ tail15:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-next16:
+next19:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -11282,7 +11557,7 @@ next16:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	SUBQ $1, DI
-	JGE row13
+	JGE row16
 chosen8:
 done3:
 	VZEROUPPER
@@ -11301,6 +11576,7 @@ TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
 	SHLQ $2, DI
 	SUBQ DI, R10
 	VMOVDQU (R10), Y15
+	MOVQ $0, R11
 	SHLQ $2, R8
 	MOVQ R8, R9
 	ADDQ R8, R9
@@ -11463,6 +11739,11 @@ rest2:
 row9:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
+	MOVQ kernelArgs_heldColumns(R14), R10
+	SUBQ $0, R10
+	JEQ segment13
+	MOVQ kernelArgs_before(R14), DI
+segment13:
 	SUBQ $8, DI
 	JLT tail11
 column10:
@@ -11490,6 +11771,45 @@ column10:
 	SUBQ $8, DI
 	JGE column10
 tail11:
+	SUBQ $0, R10
+	JEQ none14
+	MOVQ kernelArgs_masks(R14), DI
+held15:
+	MOVQ kernelArgs_fetch(R14), R9
+	PREFETCHT0 (AX)(R9*1)
+	PREFETCHT0 (BX)(R9*1)
+	VMOVUPS (DX), Y4
+	VMOVUPS 32(DX), Y2
+	VMOVUPS 64(DX), Y3
+	VMOVUPS 96(DX), Y0
+	VMOVUPS 128(DX), Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	MOVQ kernelArgs_held(R14), R9
+	VMOVUPS (DI), Y4
+	VMOVUPS (R9)(R11*1), Y2
+	VBLENDVPS Y4, Y7, Y2, Y7
+	VMOVNTPS Y7, (CX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $160, DX
+	ADDQ $32, R11
+	ADDQ $32, DI
+	SUBQ $8, R10
+	JNE held15
+	MOVQ kernelArgs_behind(R14), DI
+	JMP segment13
+none14:
 	ANDQ $7, DI
 	JEQ next12
 	VMOVUPS (DX), Y4
@@ -11527,12 +11847,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row13:
+row16:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail15
-column14:
+	JLT tail18
+column17:
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -11555,10 +11875,10 @@ column14:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column14
-tail15:
+	JGE column17
+tail18:
 	ANDQ $7, DI
-	JEQ next16
+	JEQ next19
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -11581,7 +11901,7 @@ tail15:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-next16:
+next19:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -11591,7 +11911,7 @@ next16:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE row13
+	JGE row16
 chosen8:
 done3:
 	VZEROUPPER
@@ -11611,6 +11931,7 @@ TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
 	SHLQ $2, R8
 	SUBQ R8, R11
 	VMOVDQU (R11), Y15
+	MOVQ $0, R12
 	SHLQ $2, R9
 	MOVQ R9, R10
 	ADDQ R9, R10
@@ -11790,6 +12111,11 @@ rest2:
 row9:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
+	MOVQ kernelArgs_heldColumns(R14), R11
+	SUBQ $0, R11
+	JEQ segment13
+	MOVQ kernelArgs_before(R14), R8
+segment13:
 	SUBQ $8, R8
 	JLT tail11
 column10:
@@ -11819,6 +12145,47 @@ column10:
 	SUBQ $8, R8
 	JGE column10
 tail11:
+	SUBQ $0, R11
+	JEQ none14
+	MOVQ kernelArgs_masks(R14), R8
+held15:
+	MOVQ kernelArgs_fetch(R14), R10
+	PREFETCHT0 (AX)(R10*1)
+	PREFETCHT0 (BX)(R10*1)
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y2
+	VMOVUPS 64(SI), Y3
+	VMOVUPS 96(SI), Y0
+	VMOVUPS 128(SI), Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VADDPS (CX), Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	MOVQ kernelArgs_held(R14), R10
+	VMOVUPS (R8), Y4
+	VMOVUPS (R10)(R12*1), Y2
+	VBLENDVPS Y4, Y7, Y2, Y7
+	VMOVNTPS Y7, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $160, SI
+	ADDQ $32, R12
+	ADDQ $32, R8
+	SUBQ $8, R11
+	JNE held15
+	MOVQ kernelArgs_behind(R14), R8
+	JMP segment13
+none14:
 	ANDQ $7, R8
 	JEQ next12
 	VMOVUPS (SI), Y4
@@ -11861,12 +12228,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row13:
+row16:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail15
-column14:
+	JLT tail18
+column17:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -11891,10 +12258,10 @@ column14:
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column14
-tail15:
+	JGE column17
+tail18:
 	ANDQ $7, R8
-	JEQ next16
+	JEQ next19
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -11920,7 +12287,7 @@ tail15:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-next16:
+next19:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -11932,7 +12299,7 @@ next16:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	SUBQ $1, DI
-	JGE row13
+	JGE row16
 chosen8:
 done3:
 	VZEROUPPER
@@ -11952,6 +12319,7 @@ TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
 	SHLQ $2, R8
 	SUBQ R8, R11
 	VMOVDQU (R11), Y15
+	MOVQ $0, R12
 	SHLQ $2, R9
 	MOVQ R9, R10
 	ADDQ R9, R10
@@ -12127,6 +12495,11 @@ rest2:
 row9:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
+	MOVQ kernelArgs_heldColumns(R14), R11
+	SUBQ $0, R11
+	JEQ segment13
+	MOVQ kernelArgs_before(R14), R8
+segment13:
 	SUBQ $8, R8
 	JLT tail11
 column10:
@@ -12156,6 +12529,51 @@ column10:
 	SUBQ $8, R8
 	JGE column10
 tail11:
+	SUBQ $0, R11
+	JEQ none14
+	MOVQ kernelArgs_masks(R14), R8
+held15:
+	MOVQ kernelArgs_fetch(R14), R10
+	PREFETCHT0 (AX)(R10*1)
+	PREFETCHT0 (BX)(R10*1)
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y2
+	VMOVUPS 64(SI), Y3
+	VMOVUPS 96(SI), Y0
+	VMOVUPS 128(SI), Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	MOVQ kernelArgs_held(R14), R10
+	VMOVUPS (R8), Y4
+	VMOVUPS (R10)(R12*1), Y2
+	VBLENDVPS Y4, Y7, Y2, Y7
+	VMOVNTPS Y7, (CX)
+	MOVQ kernelArgs_heldG(R14), R10
+	VMOVUPS (R8), Y4
+	VMOVUPS (R10)(R12*1), Y2
+	VBLENDVPS Y4, Y6, Y2, Y6
+	VMOVNTPS Y6, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $160, SI
+	ADDQ $32, R12
+	ADDQ $32, R8
+	SUBQ $8, R11
+	JNE held15
+	MOVQ kernelArgs_behind(R14), R8
+	JMP segment13
+none14:
 	ANDQ $7, R8
 	JEQ next12
 	VMOVUPS (SI), Y4
@@ -12197,12 +12615,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row13:
+row16:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail15
-column14:
+	JLT tail18
+column17:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -12227,10 +12645,10 @@ column14:
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column14
-tail15:
+	JGE column17
+tail18:
 	ANDQ $7, R8
-	JEQ next16
+	JEQ next19
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -12255,7 +12673,7 @@ tail15:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-next16:
+next19:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -12267,7 +12685,7 @@ next16:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	SUBQ $1, DI
-	JGE row13
+	JGE row16
 chosen8:
 done3:
 	VZEROUPPER
@@ -12288,6 +12706,7 @@ TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	SHLQ $2, R9
 	SUBQ R9, R12
 	VMOVDQU (R12), Y15
+	MOVQ $0, R13
 	SHLQ $2, R10
 	MOVQ R10, R11
 	ADDQ R10, R11
@@ -12480,6 +12899,11 @@ rest2:
 row9:
 	MOVQ kernelArgs_coef(R14), DI
 	MOVQ kernelArgs_n(R14), R9
+	MOVQ kernelArgs_heldColumns(R14), R12
+	SUBQ $0, R12
+	JEQ segment13
+	MOVQ kernelArgs_before(R14), R9
+segment13:
 	SUBQ $8, R9
 	JLT tail11
 column10:
@@ -12511,6 +12935,53 @@ column10:
 	SUBQ $8, R9
 	JGE column10
 tail11:
+	SUBQ $0, R12
+	JEQ none14
+	MOVQ kernelArgs_masks(R14), R9
+held15:
+	MOVQ kernelArgs_fetch(R14), R11
+	PREFETCHT0 (AX)(R11*1)
+	PREFETCHT0 (BX)(R11*1)
+	VMOVUPS (DI), Y4
+	VMOVUPS 32(DI), Y2
+	VMOVUPS 64(DI), Y3
+	VMOVUPS 96(DI), Y0
+	VMOVUPS 128(DI), Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VADDPS (CX), Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	MOVQ kernelArgs_held(R14), R11
+	VMOVUPS (R9), Y4
+	VMOVUPS (R11)(R13*1), Y2
+	VBLENDVPS Y4, Y7, Y2, Y7
+	VMOVNTPS Y7, (DX)
+	MOVQ kernelArgs_heldG(R14), R11
+	VMOVUPS (R9), Y4
+	VMOVUPS (R11)(R13*1), Y2
+	VBLENDVPS Y4, Y6, Y2, Y6
+	VMOVNTPS Y6, (SI)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $32, SI
+	ADDQ $160, DI
+	ADDQ $32, R13
+	ADDQ $32, R9
+	SUBQ $8, R12
+	JNE held15
+	MOVQ kernelArgs_behind(R14), R9
+	JMP segment13
+none14:
 	ANDQ $7, R9
 	JEQ next12
 	VMOVUPS (DI), Y4
@@ -12557,12 +13028,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row13:
+row16:
 	MOVQ kernelArgs_coef(R14), DI
 	MOVQ kernelArgs_n(R14), R9
 	SUBQ $8, R9
-	JLT tail15
-column14:
+	JLT tail18
+column17:
 	VMOVUPS (DI), Y4
 	VMOVUPS 32(DI), Y2
 	VMOVUPS 64(DI), Y3
@@ -12589,10 +13060,10 @@ column14:
 	ADDQ $32, SI
 	ADDQ $160, DI
 	SUBQ $8, R9
-	JGE column14
-tail15:
+	JGE column17
+tail18:
 	ANDQ $7, R9
-	JEQ next16
+	JEQ next19
 	VMOVUPS (DI), Y4
 	VMOVUPS 32(DI), Y2
 	VMOVUPS 64(DI), Y3
@@ -12620,7 +13091,7 @@ tail15:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-next16:
+next19:
 	MOVQ kernelArgs_n(R14), R9
 	SHLQ $2, R9
 	SUBQ R9, AX
@@ -12634,7 +13105,7 @@ next16:
 	ADDQ R10, DX
 	ADDQ R10, SI
 	SUBQ $1, R8
-	JGE row13
+	JGE row16
 chosen8:
 done3:
 	VZEROUPPER
@@ -12670,6 +13141,7 @@ TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $488-16
 	SHLQ $2, R9
 	SUBQ R9, R12
 	VMOVDQU (R12), Y15
+	MOVQ $0, R13
 	SHLQ $2, R10
 	MOVQ R10, R11
 	ADDQ R10, R11
@@ -12872,9 +13344,14 @@ rest2:
 row11:
 	ARG(kernelArgs_coef, DI)
 	ARG(kernelArgs_n, R9)
+	ARG(kernelArgs_heldColumns, R12)
+	SUBQ $0, R12
+	JEQ segment15
+	ARG(kernelArgs_before, R9)
+segment15:
 	SUBQ $32, R9
-	JLT few16
-many15:
+	JLT few17
+many16:
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 64(DI), Y9
@@ -12900,12 +13377,12 @@ many15:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	CMPQ 432(R14), $0
-	JEQ without17
+	JEQ without18
 	VADDPS (CX), Y2, Y2
 	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
-without17:
+without18:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
 	VMULPS (AX), Y2, Y2
@@ -12949,34 +13426,34 @@ without17:
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
 	CMPQ 448(R14), $0
-	JEQ without18
+	JEQ without19
 	VMOVNTPS Y0, (DX)
 	VMOVNTPS Y1, 32(DX)
 	VMOVNTPS Y12, 64(DX)
 	VMOVNTPS Y13, 96(DX)
-	JMP chosen19
-without18:
+	JMP chosen20
+without19:
 	VMOVUPS Y0, (DX)
 	VMOVUPS Y1, 32(DX)
 	VMOVUPS Y12, 64(DX)
 	VMOVUPS Y13, 96(DX)
-chosen19:
+chosen20:
 	CMPQ 440(R14), $0
-	JEQ without20
-	CMPQ 448(R14), $0
 	JEQ without21
+	CMPQ 448(R14), $0
+	JEQ without22
 	VMOVNTPS Y2, (SI)
 	VMOVNTPS Y3, 32(SI)
 	VMOVNTPS Y4, 64(SI)
 	VMOVNTPS Y5, 96(SI)
-	JMP chosen22
-without21:
+	JMP chosen23
+without22:
 	VMOVUPS Y2, (SI)
 	VMOVUPS Y3, 32(SI)
 	VMOVUPS Y4, 64(SI)
 	VMOVUPS Y5, 96(SI)
-chosen22:
-without20:
+chosen23:
+without21:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	ADDQ $128, CX
@@ -12984,8 +13461,8 @@ without20:
 	ADDQ $128, SI
 	ADDQ $640, DI
 	SUBQ $32, R9
-	JGE many15
-few16:
+	JGE many16
+few17:
 	ADDQ $32, R9
 	SUBQ $8, R9
 	JLT tail13
@@ -12997,9 +13474,9 @@ column12:
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
 	CMPQ 432(R14), $0
-	JEQ without23
+	JEQ without24
 	VADDPS (CX), Y2, Y2
-without23:
+without24:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -13016,22 +13493,22 @@ without23:
 	VSUBPS Y11, Y0, Y0
 	VMULPS Y8, Y0, Y0
 	CMPQ 448(R14), $0
-	JEQ without24
+	JEQ without25
 	VMOVNTPS Y0, (DX)
-	JMP chosen25
-without24:
+	JMP chosen26
+without25:
 	VMOVUPS Y0, (DX)
-chosen25:
+chosen26:
 	CMPQ 440(R14), $0
-	JEQ without26
-	CMPQ 448(R14), $0
 	JEQ without27
+	CMPQ 448(R14), $0
+	JEQ without28
 	VMOVNTPS Y2, (SI)
-	JMP chosen28
-without27:
+	JMP chosen29
+without28:
 	VMOVUPS Y2, (SI)
-chosen28:
-without26:
+chosen29:
+without27:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
@@ -13041,6 +13518,76 @@ without26:
 	SUBQ $8, R9
 	JGE column12
 tail13:
+	SUBQ $0, R12
+	JEQ none30
+	ARG(kernelArgs_masks, R9)
+held31:
+	ARG(kernelArgs_fetch, R11)
+	PREFETCHT0 (AX)(R11*1)
+	PREFETCHT0 (BX)(R11*1)
+	VMOVUPS (DI), Y10
+	VMOVUPS 32(DI), Y8
+	VMOVUPS 64(DI), Y9
+	VADDPS (BX), Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	CMPQ 432(R14), $0
+	JEQ without32
+	VADDPS (CX), Y2, Y2
+without32:
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
+	VMOVUPS (DI), Y10
+	VMOVUPS 32(DI), Y8
+	VMOVUPS 96(DI), Y6
+	VMOVUPS 128(DI), Y7
+	VMULPS (AX), Y2, Y2
+	VADDPS (BX), Y10, Y11
+	VSUBPS Y6, Y2, Y0
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y0, Y0
+	VMULPS Y8, Y0, Y0
+	ARG(kernelArgs_held, R11)
+	VMOVUPS (R9), Y10
+	VMOVUPS (R11)(R13*1), Y8
+	VBLENDVPS Y10, Y0, Y8, Y0
+	CMPQ 448(R14), $0
+	JEQ without33
+	VMOVNTPS Y0, (DX)
+	JMP chosen34
+without33:
+	VMOVUPS Y0, (DX)
+chosen34:
+	CMPQ 440(R14), $0
+	JEQ without35
+	ARG(kernelArgs_heldG, R11)
+	VMOVUPS (R9), Y10
+	VMOVUPS (R11)(R13*1), Y8
+	VBLENDVPS Y10, Y2, Y8, Y2
+	CMPQ 448(R14), $0
+	JEQ without36
+	VMOVNTPS Y2, (SI)
+	JMP chosen37
+without36:
+	VMOVUPS Y2, (SI)
+chosen37:
+without35:
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $32, SI
+	ADDQ $160, DI
+	ADDQ $32, R13
+	ADDQ $32, R9
+	SUBQ $8, R12
+	JNE held31
+	ARG(kernelArgs_behind, R9)
+	JMP segment15
+none30:
 	ANDQ $7, R9
 	JEQ next14
 	VMOVUPS (DI), Y10
@@ -13051,10 +13598,10 @@ tail13:
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
 	CMPQ 432(R14), $0
-	JEQ without29
+	JEQ without38
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
-without29:
+without38:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -13074,9 +13621,9 @@ without29:
 	VMULPS Y8, Y0, Y0
 	VMASKMOVPS Y0, Y15, (DX)
 	CMPQ 440(R14), $0
-	JEQ without30
+	JEQ without39
 	VMASKMOVPS Y2, Y15, (SI)
-without30:
+without39:
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -13244,6 +13791,42 @@ TEXT ·scaleColsIdentity<>(SB), NOSPLIT, $0-16
 	SHLQ $2, DI
 	SUBQ DI, R12
 	VMOVDQU (R12), Y15
+	MOVQ kernelArgs_n(R14), DI
+	SUBQ $8, DI
+	JNE row1
+	MOVQ kernelArgs_recordRow(R14), DI
+	SUBQ $0, DI
+	JNE row1
+	MOVQ kernelArgs_coef(R14), AX
+	MOVQ kernelArgs_factors(R14), CX
+	MOVQ kernelArgs_rows(R14), DI
+alone6:
+	PREFETCHT1 (R8)(SI*1)
+	VMOVUPS (AX), Y3
+	VADDPS (R8), Y3, Y3
+	VCVTPS2PD X3, Y0
+	VEXTRACTF128 $1, Y3, X1
+	VCVTPS2PD X1, Y1
+	VMULPD (CX), Y0, Y0
+	VMULPD 32(CX), Y1, Y1
+	VCVTPD2PSY Y0, X3
+	VCVTPD2PSY Y1, X1
+	VINSERTF128 $1, X1, Y3, Y3
+	VADDPS 64(AX), Y3, Y3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
+	VMOVNTPS Y3, (R10)
+	JMP chosen8
+without7:
+	VMOVUPS Y3, (R10)
+chosen8:
+	ADDQ $32, R8
+	ADDQ R9, R8
+	ADDQ $32, R10
+	ADDQ R11, R10
+	SUBQ $1, DI
+	JNE alone6
+	JMP end5
 row1:
 	MOVQ kernelArgs_coef(R14), AX
 	MOVQ kernelArgs_factors(R14), CX
@@ -13267,12 +13850,12 @@ column2:
 	VINSERTF128 $1, X1, Y3, Y3
 	VADDPS 64(AX), Y3, Y3
 	CMPB kernelArgs_stream(R14), $0
-	JEQ without5
+	JEQ without9
 	VMOVNTPS Y3, (R10)
-	JMP chosen6
-without5:
+	JMP chosen10
+without9:
 	VMOVUPS Y3, (R10)
-chosen6:
+chosen10:
 	ADDQ $32, R8
 	ADDQ $32, R10
 	ADDQ BX, AX
@@ -13303,6 +13886,7 @@ next4:
 	MOVQ $1, DI
 	SUBQ DI, kernelArgs_rows(R14)
 	JNE row1
+end5:
 	VZEROUPPER
 	RET
 // func scaleColsReLU(id int, a *kernelArgs)
@@ -13329,6 +13913,45 @@ TEXT ·scaleColsReLU<>(SB), NOSPLIT, $0-16
 	SHLQ $2, DI
 	SUBQ DI, R12
 	VMOVDQU (R12), Y15
+	MOVQ kernelArgs_n(R14), DI
+	SUBQ $8, DI
+	JNE row1
+	MOVQ kernelArgs_recordRow(R14), DI
+	SUBQ $0, DI
+	JNE row1
+	MOVQ kernelArgs_coef(R14), AX
+	MOVQ kernelArgs_factors(R14), CX
+	MOVQ kernelArgs_rows(R14), DI
+alone6:
+	PREFETCHT1 (R8)(SI*1)
+	VMOVUPS (AX), Y3
+	VADDPS (R8), Y3, Y3
+	VCVTPS2PD X3, Y0
+	VEXTRACTF128 $1, Y3, X1
+	VCVTPS2PD X1, Y1
+	VMULPD (CX), Y0, Y0
+	VMULPD 32(CX), Y1, Y1
+	VCVTPD2PSY Y0, X3
+	VCVTPD2PSY Y1, X1
+	VINSERTF128 $1, X1, Y3, Y3
+	VADDPS 64(AX), Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VCMPPS $0x12, Y4, Y3, Y4
+	VANDNPS Y3, Y4, Y3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
+	VMOVNTPS Y3, (R10)
+	JMP chosen8
+without7:
+	VMOVUPS Y3, (R10)
+chosen8:
+	ADDQ $32, R8
+	ADDQ R9, R8
+	ADDQ $32, R10
+	ADDQ R11, R10
+	SUBQ $1, DI
+	JNE alone6
+	JMP end5
 row1:
 	MOVQ kernelArgs_coef(R14), AX
 	MOVQ kernelArgs_factors(R14), CX
@@ -13355,12 +13978,12 @@ column2:
 	VCMPPS $0x12, Y4, Y3, Y4
 	VANDNPS Y3, Y4, Y3
 	CMPB kernelArgs_stream(R14), $0
-	JEQ without5
+	JEQ without9
 	VMOVNTPS Y3, (R10)
-	JMP chosen6
-without5:
+	JMP chosen10
+without9:
 	VMOVUPS Y3, (R10)
-chosen6:
+chosen10:
 	ADDQ $32, R8
 	ADDQ $32, R10
 	ADDQ BX, AX
@@ -13394,6 +14017,7 @@ next4:
 	MOVQ $1, DI
 	SUBQ DI, kernelArgs_rows(R14)
 	JNE row1
+end5:
 	VZEROUPPER
 	RET
 // func timesCols(id int, a *kernelArgs)
@@ -13430,12 +14054,12 @@ column2:
 	VCVTPD2PSY Y3, X3
 	VINSERTF128 $1, X3, Y1, Y1
 	CMPB kernelArgs_stream(R14), $0
-	JEQ without5
+	JEQ without6
 	VMOVNTPS Y1, (SI)
-	JMP chosen6
-without5:
+	JMP chosen7
+without6:
 	VMOVUPS Y1, (SI)
-chosen6:
+chosen7:
 	ADDQ $32, CX
 	ADDQ $32, SI
 	SUBQ $8, AX
@@ -13459,6 +14083,7 @@ next4:
 	MOVQ $1, AX
 	SUBQ AX, kernelArgs_rows(R14)
 	JNE row1
+end5:
 	VZEROUPPER
 	RET
 // func gradSums64ColsIdentity(id int, a *kernelArgs)
@@ -13790,6 +14415,49 @@ TEXT ·inputGrad64ColsIdentity<>(SB), NOSPLIT, $0-16
 	SHLQ $2, CX
 	SUBQ CX, R11
 	VMOVDQU (R11), Y15
+	MOVQ kernelArgs_n(R14), CX
+	SUBQ $8, CX
+	JNE row1
+	MOVQ kernelArgs_recordRow(R14), CX
+	SUBQ $0, CX
+	JNE row1
+	MOVQ kernelArgs_records(R14), AX
+	MOVQ kernelArgs_rows(R14), CX
+alone6:
+	VMOVUPS 320(AX), Y0
+	VADDPS (DX), Y0, Y1
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VCVTPS2PD (DI), Y5
+	VCVTPS2PD 16(DI), Y6
+	VSUBPD 128(AX), Y5, Y5
+	VMULPD 192(AX), Y3, Y3
+	VSUBPD Y3, Y5, Y5
+	VMULPD 256(AX), Y5, Y5
+	VSUBPD 160(AX), Y6, Y6
+	VMULPD 224(AX), Y4, Y4
+	VSUBPD Y4, Y6, Y6
+	VMULPD 288(AX), Y6, Y6
+	VCVTPD2PSY Y5, X1
+	VCVTPD2PSY Y6, X2
+	VINSERTF128 $1, X2, Y1, Y1
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
+	VMOVNTPS Y1, (R9)
+	JMP chosen8
+without7:
+	VMOVUPS Y1, (R9)
+chosen8:
+	ADDQ $32, DX
+	ADDQ SI, DX
+	ADDQ $32, DI
+	ADDQ R8, DI
+	ADDQ $32, R9
+	ADDQ R10, R9
+	SUBQ $1, CX
+	JNE alone6
+	JMP end5
 row1:
 	MOVQ kernelArgs_records(R14), AX
 	MOVQ kernelArgs_recordAt(R14), CX
@@ -13817,12 +14485,12 @@ column2:
 	VCVTPD2PSY Y6, X2
 	VINSERTF128 $1, X2, Y1, Y1
 	CMPB kernelArgs_stream(R14), $0
-	JEQ without5
+	JEQ without9
 	VMOVNTPS Y1, (R9)
-	JMP chosen6
-without5:
+	JMP chosen10
+without9:
 	VMOVUPS Y1, (R9)
-chosen6:
+chosen10:
 	ADDQ $32, DX
 	ADDQ $32, DI
 	ADDQ $32, R9
@@ -13863,6 +14531,7 @@ next4:
 	MOVQ $1, CX
 	SUBQ CX, kernelArgs_rows(R14)
 	JNE row1
+end5:
 	VZEROUPPER
 	RET
 // func inputGrad64ColsIdentityResidual(id int, a *kernelArgs)
@@ -13893,6 +14562,55 @@ TEXT ·inputGrad64ColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	SHLQ $2, CX
 	SUBQ CX, R13
 	VMOVDQU (R13), Y15
+	MOVQ kernelArgs_n(R14), CX
+	SUBQ $8, CX
+	JNE row1
+	MOVQ kernelArgs_recordRow(R14), CX
+	SUBQ $0, CX
+	JNE row1
+	MOVQ kernelArgs_records(R14), AX
+	MOVQ kernelArgs_rows(R14), CX
+alone6:
+	VMOVUPS 320(AX), Y0
+	VADDPS (DX), Y0, Y1
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VCVTPS2PD (DI), Y5
+	VCVTPS2PD 16(DI), Y6
+	VCVTPS2PD (R9), Y7
+	VCVTPS2PD 16(R9), Y8
+	VMULPD Y7, Y5, Y5
+	VMULPD Y8, Y6, Y6
+	VSUBPD 128(AX), Y5, Y5
+	VMULPD 192(AX), Y3, Y3
+	VSUBPD Y3, Y5, Y5
+	VMULPD 256(AX), Y5, Y5
+	VSUBPD 160(AX), Y6, Y6
+	VMULPD 224(AX), Y4, Y4
+	VSUBPD Y4, Y6, Y6
+	VMULPD 288(AX), Y6, Y6
+	VCVTPD2PSY Y5, X1
+	VCVTPD2PSY Y6, X2
+	VINSERTF128 $1, X2, Y1, Y1
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
+	VMOVNTPS Y1, (R11)
+	JMP chosen8
+without7:
+	VMOVUPS Y1, (R11)
+chosen8:
+	ADDQ $32, DX
+	ADDQ SI, DX
+	ADDQ $32, DI
+	ADDQ R8, DI
+	ADDQ $32, R9
+	ADDQ R10, R9
+	ADDQ $32, R11
+	ADDQ R12, R11
+	SUBQ $1, CX
+	JNE alone6
+	JMP end5
 row1:
 	MOVQ kernelArgs_records(R14), AX
 	MOVQ kernelArgs_recordAt(R14), CX
@@ -13924,12 +14642,12 @@ column2:
 	VCVTPD2PSY Y6, X2
 	VINSERTF128 $1, X2, Y1, Y1
 	CMPB kernelArgs_stream(R14), $0
-	JEQ without5
+	JEQ without9
 	VMOVNTPS Y1, (R11)
-	JMP chosen6
-without5:
+	JMP chosen10
+without9:
 	VMOVUPS Y1, (R11)
-chosen6:
+chosen10:
 	ADDQ $32, DX
 	ADDQ $32, DI
 	ADDQ $32, R9
@@ -13978,6 +14696,7 @@ next4:
 	MOVQ $1, CX
 	SUBQ CX, kernelArgs_rows(R14)
 	JNE row1
+end5:
 	VZEROUPPER
 	RET
 // func inputGrad64ColsReLU(id int, a *kernelArgs)
@@ -14004,6 +14723,55 @@ TEXT ·inputGrad64ColsReLU<>(SB), NOSPLIT, $0-16
 	SHLQ $2, CX
 	SUBQ CX, R11
 	VMOVDQU (R11), Y15
+	MOVQ kernelArgs_n(R14), CX
+	SUBQ $8, CX
+	JNE row1
+	MOVQ kernelArgs_recordRow(R14), CX
+	SUBQ $0, CX
+	JNE row1
+	MOVQ kernelArgs_records(R14), AX
+	MOVQ kernelArgs_rows(R14), CX
+alone6:
+	VMOVUPS 320(AX), Y0
+	VADDPS (DX), Y0, Y1
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VCVTPS2PD (DI), Y5
+	VCVTPS2PD 16(DI), Y6
+	VMULPD (AX), Y3, Y2
+	VCMPPD $0x1d, 64(AX), Y2, Y2
+	VANDPS Y2, Y5, Y5
+	VMULPD 32(AX), Y4, Y2
+	VCMPPD $0x1d, 96(AX), Y2, Y2
+	VANDPS Y2, Y6, Y6
+	VSUBPD 128(AX), Y5, Y5
+	VMULPD 192(AX), Y3, Y3
+	VSUBPD Y3, Y5, Y5
+	VMULPD 256(AX), Y5, Y5
+	VSUBPD 160(AX), Y6, Y6
+	VMULPD 224(AX), Y4, Y4
+	VSUBPD Y4, Y6, Y6
+	VMULPD 288(AX), Y6, Y6
+	VCVTPD2PSY Y5, X1
+	VCVTPD2PSY Y6, X2
+	VINSERTF128 $1, X2, Y1, Y1
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
+	VMOVNTPS Y1, (R9)
+	JMP chosen8
+without7:
+	VMOVUPS Y1, (R9)
+chosen8:
+	ADDQ $32, DX
+	ADDQ SI, DX
+	ADDQ $32, DI
+	ADDQ R8, DI
+	ADDQ $32, R9
+	ADDQ R10, R9
+	SUBQ $1, CX
+	JNE alone6
+	JMP end5
 row1:
 	MOVQ kernelArgs_records(R14), AX
 	MOVQ kernelArgs_recordAt(R14), CX
@@ -14037,12 +14805,12 @@ column2:
 	VCVTPD2PSY Y6, X2
 	VINSERTF128 $1, X2, Y1, Y1
 	CMPB kernelArgs_stream(R14), $0
-	JEQ without5
+	JEQ without9
 	VMOVNTPS Y1, (R9)
-	JMP chosen6
-without5:
+	JMP chosen10
+without9:
 	VMOVUPS Y1, (R9)
-chosen6:
+chosen10:
 	ADDQ $32, DX
 	ADDQ $32, DI
 	ADDQ $32, R9
@@ -14089,6 +14857,7 @@ next4:
 	MOVQ $1, CX
 	SUBQ CX, kernelArgs_rows(R14)
 	JNE row1
+end5:
 	VZEROUPPER
 	RET
 // func chooseCols(id int, a *kernelArgs)
@@ -14152,6 +14921,7 @@ next4:
 	MOVQ $1, CX
 	SUBQ CX, kernelArgs_rows(R14)
 	JNE row1
+end5:
 	VZEROUPPER
 	RET
 // func tinyZCols(id int, a *kernelArgs)
@@ -14260,6 +15030,7 @@ next4:
 	MOVQ $1, BX
 	SUBQ BX, kernelArgs_rows(R14)
 	JNE row1
+end5:
 	VZEROUPPER
 	RET
 DATA simdKernelTable<>+0(SB)/8, $·momentsRows<>(SB)

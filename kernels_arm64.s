@@ -10683,6 +10683,37 @@ TEXT ·scaleColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	MOVD kernelArgs_n(R23), R5
+	SUBS $8, R5
+	BNE row1
+	MOVD kernelArgs_recordRow(R23), R5
+	SUBS $0, R5
+	BNE row1
+	MOVD kernelArgs_coef(R23), R0
+	MOVD kernelArgs_factors(R23), R2
+	MOVD kernelArgs_rows(R23), R5
+alone6:
+	ADD R4<<0, R6, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	FLDPQ (R6), (F4, F5)
+	FADD8(2, 3, 3)
+	WIDEN(3, 0, 1)
+	FLDPQ (R2), (F4, F5)
+	FMUL4D(2, 0, 0)
+	FLDPQ 32(R2), (F4, F5)
+	FMUL4D(2, 1, 1)
+	NARROW(0, 1, 3)
+	FLDPQ 64(R0), (F4, F5)
+	FADD8(2, 3, 3)
+	FSTPQ (F6, F7), (R8)
+	ADD $32, R6
+	ADD R7, R6
+	ADD $32, R8
+	ADD R9, R8
+	SUBS $1, R5
+	BNE alone6
+	B end5
 row1:
 	MOVD kernelArgs_coef(R23), R0
 	MOVD kernelArgs_factors(R23), R2
@@ -10740,6 +10771,7 @@ next4:
 	SUBS R5, R0
 	MOVD R0, kernelArgs_rows(R23)
 	BNE row1
+end5:
 	RET
 // func scaleColsReLU(id int, a *kernelArgs)
 TEXT ·scaleColsReLU<>(SB), NOSPLIT, $0-16
@@ -10765,6 +10797,39 @@ TEXT ·scaleColsReLU<>(SB), NOSPLIT, $0-16
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	MOVD kernelArgs_n(R23), R5
+	SUBS $8, R5
+	BNE row1
+	MOVD kernelArgs_recordRow(R23), R5
+	SUBS $0, R5
+	BNE row1
+	MOVD kernelArgs_coef(R23), R0
+	MOVD kernelArgs_factors(R23), R2
+	MOVD kernelArgs_rows(R23), R5
+alone6:
+	ADD R4<<0, R6, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	FLDPQ (R6), (F4, F5)
+	FADD8(2, 3, 3)
+	WIDEN(3, 0, 1)
+	FLDPQ (R2), (F4, F5)
+	FMUL4D(2, 0, 0)
+	FLDPQ 32(R2), (F4, F5)
+	FMUL4D(2, 1, 1)
+	NARROW(0, 1, 3)
+	FLDPQ 64(R0), (F4, F5)
+	FADD8(2, 3, 3)
+	FCMLEZERO8(3, 4)
+	BIC8(4, 3, 3)
+	FSTPQ (F6, F7), (R8)
+	ADD $32, R6
+	ADD R7, R6
+	ADD $32, R8
+	ADD R9, R8
+	SUBS $1, R5
+	BNE alone6
+	B end5
 row1:
 	MOVD kernelArgs_coef(R23), R0
 	MOVD kernelArgs_factors(R23), R2
@@ -10826,6 +10891,7 @@ next4:
 	SUBS R5, R0
 	MOVD R0, kernelArgs_rows(R23)
 	BNE row1
+end5:
 	RET
 // func timesCols(id int, a *kernelArgs)
 TEXT ·timesCols<>(SB), NOSPLIT, $0-16
@@ -10880,6 +10946,7 @@ next4:
 	SUBS R0, R1
 	MOVD R1, kernelArgs_rows(R23)
 	BNE row1
+end5:
 	RET
 // func gradSums64ColsIdentity(id int, a *kernelArgs)
 TEXT ·gradSums64ColsIdentity<>(SB), NOSPLIT, $0-16
@@ -11196,6 +11263,46 @@ TEXT ·inputGrad64ColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	MOVD kernelArgs_n(R23), R2
+	SUBS $8, R2
+	BNE row1
+	MOVD kernelArgs_recordRow(R23), R2
+	SUBS $0, R2
+	BNE row1
+	MOVD kernelArgs_records(R23), R0
+	MOVD kernelArgs_rows(R23), R2
+alone6:
+	FLDPQ 320(R0), (F0, F1)
+	FLDPQ (R3), (F4, F5)
+	FADD8(2, 0, 1)
+	WIDEN(1, 3, 4)
+	FLDPQ (R5), (F12, F13)
+	WIDEN(6, 5, 6)
+	FLDPQ 128(R0), (F0, F1)
+	FSUB4D(0, 5, 5)
+	FLDPQ 192(R0), (F0, F1)
+	FMUL4D(0, 3, 3)
+	FSUB4D(3, 5, 5)
+	FLDPQ 256(R0), (F0, F1)
+	FMUL4D(0, 5, 5)
+	FLDPQ 160(R0), (F0, F1)
+	FSUB4D(0, 6, 6)
+	FLDPQ 224(R0), (F0, F1)
+	FMUL4D(0, 4, 4)
+	FSUB4D(4, 6, 6)
+	FLDPQ 288(R0), (F0, F1)
+	FMUL4D(0, 6, 6)
+	NARROW(5, 6, 1)
+	FSTPQ (F2, F3), (R7)
+	ADD $32, R3
+	ADD R4, R3
+	ADD $32, R5
+	ADD R6, R5
+	ADD $32, R7
+	ADD R8, R7
+	SUBS $1, R2
+	BNE alone6
+	B end5
 row1:
 	MOVD kernelArgs_records(R23), R0
 	MOVD kernelArgs_recordAt(R23), R2
@@ -11270,6 +11377,7 @@ next4:
 	SUBS R2, R0
 	MOVD R0, kernelArgs_rows(R23)
 	BNE row1
+end5:
 	RET
 // func inputGrad64ColsIdentityResidual(id int, a *kernelArgs)
 TEXT ·inputGrad64ColsIdentityResidual<>(SB), NOSPLIT, $0-16
@@ -11299,6 +11407,52 @@ TEXT ·inputGrad64ColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	MOVD kernelArgs_n(R23), R2
+	SUBS $8, R2
+	BNE row1
+	MOVD kernelArgs_recordRow(R23), R2
+	SUBS $0, R2
+	BNE row1
+	MOVD kernelArgs_records(R23), R0
+	MOVD kernelArgs_rows(R23), R2
+alone6:
+	FLDPQ 320(R0), (F0, F1)
+	FLDPQ (R3), (F4, F5)
+	FADD8(2, 0, 1)
+	WIDEN(1, 3, 4)
+	FLDPQ (R5), (F12, F13)
+	WIDEN(6, 5, 6)
+	FLDPQ (R7), (F16, F17)
+	WIDEN(8, 7, 8)
+	FMUL4D(7, 5, 5)
+	FMUL4D(8, 6, 6)
+	FLDPQ 128(R0), (F0, F1)
+	FSUB4D(0, 5, 5)
+	FLDPQ 192(R0), (F0, F1)
+	FMUL4D(0, 3, 3)
+	FSUB4D(3, 5, 5)
+	FLDPQ 256(R0), (F0, F1)
+	FMUL4D(0, 5, 5)
+	FLDPQ 160(R0), (F0, F1)
+	FSUB4D(0, 6, 6)
+	FLDPQ 224(R0), (F0, F1)
+	FMUL4D(0, 4, 4)
+	FSUB4D(4, 6, 6)
+	FLDPQ 288(R0), (F0, F1)
+	FMUL4D(0, 6, 6)
+	NARROW(5, 6, 1)
+	FSTPQ (F2, F3), (R9)
+	ADD $32, R3
+	ADD R4, R3
+	ADD $32, R5
+	ADD R6, R5
+	ADD $32, R7
+	ADD R8, R7
+	ADD $32, R9
+	ADD R10, R9
+	SUBS $1, R2
+	BNE alone6
+	B end5
 row1:
 	MOVD kernelArgs_records(R23), R0
 	MOVD kernelArgs_recordAt(R23), R2
@@ -11383,6 +11537,7 @@ next4:
 	SUBS R2, R0
 	MOVD R0, kernelArgs_rows(R23)
 	BNE row1
+end5:
 	RET
 // func inputGrad64ColsReLU(id int, a *kernelArgs)
 TEXT ·inputGrad64ColsReLU<>(SB), NOSPLIT, $0-16
@@ -11408,6 +11563,56 @@ TEXT ·inputGrad64ColsReLU<>(SB), NOSPLIT, $0-16
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	MOVD kernelArgs_n(R23), R2
+	SUBS $8, R2
+	BNE row1
+	MOVD kernelArgs_recordRow(R23), R2
+	SUBS $0, R2
+	BNE row1
+	MOVD kernelArgs_records(R23), R0
+	MOVD kernelArgs_rows(R23), R2
+alone6:
+	FLDPQ 320(R0), (F0, F1)
+	FLDPQ (R3), (F4, F5)
+	FADD8(2, 0, 1)
+	WIDEN(1, 3, 4)
+	FLDPQ (R5), (F12, F13)
+	WIDEN(6, 5, 6)
+	FLDPQ (R0), (F0, F1)
+	FMUL4D(0, 3, 2)
+	FLDPQ 64(R0), (F0, F1)
+	FCMGE4D(0, 2, 2)
+	AND8(2, 5, 5)
+	FLDPQ 32(R0), (F0, F1)
+	FMUL4D(0, 4, 2)
+	FLDPQ 96(R0), (F0, F1)
+	FCMGE4D(0, 2, 2)
+	AND8(2, 6, 6)
+	FLDPQ 128(R0), (F0, F1)
+	FSUB4D(0, 5, 5)
+	FLDPQ 192(R0), (F0, F1)
+	FMUL4D(0, 3, 3)
+	FSUB4D(3, 5, 5)
+	FLDPQ 256(R0), (F0, F1)
+	FMUL4D(0, 5, 5)
+	FLDPQ 160(R0), (F0, F1)
+	FSUB4D(0, 6, 6)
+	FLDPQ 224(R0), (F0, F1)
+	FMUL4D(0, 4, 4)
+	FSUB4D(4, 6, 6)
+	FLDPQ 288(R0), (F0, F1)
+	FMUL4D(0, 6, 6)
+	NARROW(5, 6, 1)
+	FSTPQ (F2, F3), (R7)
+	ADD $32, R3
+	ADD R4, R3
+	ADD $32, R5
+	ADD R6, R5
+	ADD $32, R7
+	ADD R8, R7
+	SUBS $1, R2
+	BNE alone6
+	B end5
 row1:
 	MOVD kernelArgs_records(R23), R0
 	MOVD kernelArgs_recordAt(R23), R2
@@ -11502,6 +11707,7 @@ next4:
 	SUBS R2, R0
 	MOVD R0, kernelArgs_rows(R23)
 	BNE row1
+end5:
 	RET
 // func chooseCols(id int, a *kernelArgs)
 TEXT ·chooseCols<>(SB), NOSPLIT, $0-16
@@ -11566,6 +11772,7 @@ next4:
 	SUBS R2, R0
 	MOVD R0, kernelArgs_rows(R23)
 	BNE row1
+end5:
 	RET
 // func tinyZCols(id int, a *kernelArgs)
 TEXT ·tinyZCols<>(SB), NOSPLIT, $0-16
@@ -11661,6 +11868,7 @@ next4:
 	SUBS R1, R0
 	MOVD R0, kernelArgs_rows(R23)
 	BNE row1
+end5:
 	RET
 DATA simdKernelTable<>+0(SB)/8, $·momentsRows<>(SB)
 DATA simdKernelTable<>+8(SB)/8, $·absent<>(SB)

@@ -20,6 +20,8 @@ const chunk = 256
 // genericKernel runs a kernel. A kernel on rows does the work of all its calls at once.
 func genericKernel(kernel int, l layout, act Activation, a *kernelArgs) {
 	switch {
+	case a.heldColumns > 0:
+		heldColsGeneric(kernel, l, act, a)
 	case kernel == kernelMoments && l == rows:
 		a.sumRows(kernel, Identity)
 	case kernel == kernelMoments:
@@ -50,6 +52,25 @@ func genericKernel(kernel int, l layout, act Activation, a *kernelArgs) {
 		chooseGeneric(a)
 	case kernel == kernelTinyZ:
 		tinyZGeneric(a)
+	}
+}
+
+// heldColsGeneric runs a kernel that writes outputs of which some are held.
+func heldColsGeneric(kernel int, l layout, act Activation, a *kernelArgs) {
+	b := *a
+	b.heldColumns = 0
+	genericKernel(kernel, l, act, &b)
+	for j := range a.heldColumns {
+		if math.Float32bits(a.masks[j]) != 0 {
+			continue
+		}
+		for r := range a.rows {
+			from, to := r*a.heldColumns+j, r*a.stride+a.before+j
+			a.y[to] = a.held[from]
+			if a.dres != nil {
+				a.dres[to] = a.heldG[from]
+			}
+		}
 	}
 }
 

@@ -147,7 +147,7 @@ func (w *workspace) sumLargeSpan(seg, c, n int) {
 		}
 	}
 	for j := c; j < end; {
-		kind, next := w.columnsAlike(large, j, end, lanes)
+		kind, next := w.columnsAlike(large, j, end)
 		if kind != 0 && kind < mixedKinds { // all are marked
 			upTo(j)
 			first = next
@@ -158,7 +158,7 @@ func (w *workspace) sumLargeSpan(seg, c, n int) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	for j := c; j < end; {
-		kind, next := w.columnsAlike(large, j, end, lanes)
+		kind, next := w.columnsAlike(large, j, end)
 		if kind != 0 {
 			w.sumMarked(seg, buf, j, next-j, func(c int) bool { return large[c] != 0 })
 		}

@@ -473,23 +473,22 @@ func firstSet(a, b []byte) int {
 func ofEight(list []byte) uint64 { return binary.LittleEndian.Uint64(list) }
 
 // columnsAlike returns the kind of the columns from column j on, and the end of those that
-// are alike, in units of some columns. Those that are not all 0 are at most mostSpan.
-func (w *workspace) columnsAlike(kinds []byte, j, end, unit int) (kind byte, next int) {
-	if first := w.firstKind(kinds, j, end); first >= j+unit {
-		return 0, j + (first-j)/unit*unit
+// are alike, in vectors. Those that are not all 0 are at most mostSpan.
+func (w *workspace) columnsAlike(kinds []byte, j, end int) (kind byte, next int) {
+	if first := w.firstKind(kinds, j, end); first >= j+lanes {
+		return 0, j + (first-j)/lanes*lanes
 	} else if first == end {
 		return 0, end
 	}
-	kind = w.kindOfColumns(kinds, j, min(unit, end-j))
-	next = min(j+unit, end)
+	kind = w.kindOfColumns(kinds, j, min(lanes, end-j))
+	next = min(j+lanes, end)
 	if w.geo.width == w.geo.channels && kind < mixedKinds { // quickly, where all are alike
 		for v := uint64(kind) * eachByte; next+lanes <= end && next-j < mostSpan && binary.LittleEndian.Uint64(kinds[next:]) == v; {
 			next += lanes
 		}
-		next = j + (next-j)/unit*unit
 	}
-	for next < end && next-j < mostSpan && w.kindOfColumns(kinds, next, min(unit, end-next)) == kind {
-		next = min(next+unit, end)
+	for next < end && next-j < mostSpan && w.kindOfColumns(kinds, next, min(lanes, end-next)) == kind {
+		next = min(next+lanes, end)
 	}
 	return kind, next
 }
@@ -573,18 +572,18 @@ const shortCopy = 64
 
 // unpack writes an output of a block, which has no gaps, to its place.
 func (w *workspace) unpack(dst, src []float32, b *block) {
-	if !b.apart() {
+	if !b.apartOut() {
 		copy(dst[:b.len()], src)
 		return
 	}
 	if b.n < shortCopy {
-		k := kernelArgs{x: src, y: dst, rows: b.rows, n: b.n, stride: b.n, strideY: b.stride, factor: 1}
-		k.stream = w.streams(&k)
+		k := kernelArgs{x: src, y: dst, rows: b.rows, n: b.n, stride: b.n, strideY: b.stepOut(), factor: 1}
+		k.stream = !b.held() && w.streams(&k)
 		w.plan.path.run(kernelTimes, cols, Identity, &k)
 		return
 	}
 	for r := range b.rows {
-		copy(dst[r*b.stride:][:b.n], src[r*b.n:])
+		copy(dst[r*b.stepOut():][:b.n], src[r*b.n:])
 	}
 }
 
@@ -809,7 +808,7 @@ func (w *workspace) gated(buf *buffers, coef []float32, b *block) []float32 {
 // slopes returns act'(z) of a block.
 func (w *workspace) slopes(act Activation, buf *buffers, coef []float32, b *block) []float32 {
 	to := buf.g[:]
-	if w.applyTiny.slopes != nil && b.dres != nil && !b.apart() && !b.held { // they are to be stored
+	if w.applyTiny.slopes != nil && b.dres != nil && !b.apart() && !b.held() { // they are to be stored
 		to = b.dres
 	}
 	if w.geo.layout == rows && !b.apart() && b.n >= shortCall && w.onlyGradients(b.column, b.channels) { // no product for z is tiny
@@ -893,18 +892,18 @@ func (w *workspace) writeTiny(buf *buffers, coef []float32, b *block) {
 	}
 	if act.variant() != actCalled && b.res == nil {
 		k := kernelArgs{x: b.x, y: b.y, rows: b.rows, stride: b.step(), strideY: b.stepOut()}
-		k.stream = !b.held && w.streams(&k)
+		k.stream = !b.held() && w.streams(&k)
 		w.affineProducts(&buf.constants, act, &k, coef, b.factors, b)
 		return
 	}
 	k := kernelArgs{x: minusZeros, y: b.y, coef: asItIs, stream: w.apply.stream}
-	res, packs := b.res, b.apart() && !b.held
+	res, packs := b.res, b.apartOut()
 	b.res = nil
 	k.res = w.preActivations(buf, coef, b)
 	if res != nil {
 		k.x = w.packed(buf.res[:], res, b)
 	}
-	if packs || b.held {
+	if packs || b.held() {
 		k.stream = false
 	}
 	if packs {
@@ -919,7 +918,8 @@ func (w *workspace) writeTiny(buf *buffers, coef []float32, b *block) {
 // writeTinyDX writes dx of a block, and g if it is wanted.
 func (w *workspace) writeTinyDX(act Activation, buf *buffers, coef []float32, b *block) {
 	g := buf.dres[:]
-	if b.held {
+	packed := b.held() && !b.apartOut()
+	if packed {
 		g = b.dres
 	}
 	if b.dres != nil { // other outputs may overwrite what it is made of
@@ -943,10 +943,10 @@ func (w *workspace) writeTinyDX(act Activation, buf *buffers, coef []float32, b 
 		}
 	} else {
 		k.n, k.records, k.recordStep = b.n, b.records, bytes64
-		k.stream = !b.held && w.streams(&k)
+		k.stream = !b.held() && w.streams(&k)
 	}
 	w.plan.path.run(kernelInputGrad64, cols, act64, &k)
-	if b.dres != nil && !b.held {
+	if b.dres != nil && !packed {
 		w.unpack(b.dres, g, b)
 	}
 }

@@ -37,6 +37,8 @@ type body struct {
 	fetch    []reg  // tensors to prefetch
 	residual *reg   // the one in fetch that a call may lack
 	temps    []vec  // sums: vectors that are free between two quads
+	inputs   []reg  // outputs: the tensors that are read
+	free     [2]vec // outputs: vectors that are free when these are stored
 	calls    bool   // it calls the function of an activation
 
 	// one processes a vector of each tensor, and four processes 4 of them that are added
@@ -431,6 +433,7 @@ func normalize(a *asm, v variant) {
 	o.reserve(a, false)
 	b.coef = o.newConsts(a, affineFields...)
 	o.newTemps(a, a.newVec())
+	b.free, b.inputs = [2]vec{o.c[fieldN], o.c[fieldA]}, b.tensors[:1]
 	if o.act.called {
 		b.one, b.four = together(o.prepare(a, affineFields, nil), o.normalizeCalled(a))
 	} else {
@@ -489,6 +492,7 @@ func inputGrad(a *asm, v variant) {
 	b.coef = o.newConsts(a, fields...)
 	d, g, t := a.newVec(), a.newVec(), a.newVec()
 	o.newTemps(a, d)
+	b.free, b.inputs = [2]vec{o.c[fieldN], o.c[fieldA]}, b.tensors[:2]
 	if o.act.called {
 		b.one, b.four = together(o.prepare(a, affineFields, inputGradFields), o.inputGradCalled(a, d, append(kept, g, t)))
 	} else {
@@ -540,7 +544,7 @@ func inProducts(a *asm, values, t reg, tensors [][2]string, rowBegins, advance f
 			f(m.base, gaps[i])
 		}
 	}
-	row, column, tail, next := a.newLabel("row"), a.newLabel("column"), a.newLabel("tail"), a.newLabel("next")
+	row, column, tail, next, end := a.newLabel("row"), a.newLabel("column"), a.newLabel("tail"), a.newLabel("next"), a.newLabel("end")
 	a.arg(values, "n")
 	a.andImm(values, ^(lanes - 1))
 	all(func(_, gap reg) {
@@ -551,6 +555,9 @@ func inProducts(a *asm, values, t reg, tensors [][2]string, rowBegins, advance f
 	a.andImm(values, lanes-1)
 	a.tail(values)
 
+	if ofRow != nil {
+		eachAlone(a, values, at, gaps, rowBegins, func() { one(at, false) }, row, end)
+	}
 	a.label(row)
 	rowBegins()
 	if ofRow != nil {
@@ -579,6 +586,29 @@ func inProducts(a *asm, values, t reg, tensors [][2]string, rowBegins, advance f
 	a.set(values, 1)
 	a.reduceArg("rows", values, t)
 	a.branch(ifNotZero, row)
+	a.label(end)
+}
+
+// eachAlone emits the loop for rows of one vector with the same constants. Otherwise it goes to others.
+func eachAlone(a *asm, values reg, at []mem, gaps []reg, begins, one func(), others, end string) {
+	next := a.newLabel("alone")
+	a.arg(values, "n")
+	a.subImm(values, lanes)
+	a.branch(ifNotZero, others)
+	a.arg(values, "recordRow")
+	a.subImm(values, 0)
+	a.branch(ifNotZero, others)
+	begins()
+	a.arg(values, "rows")
+	a.label(next)
+	one()
+	for i, m := range at {
+		a.addImm(m.base, vecBytes)
+		a.addReg(m.base, gaps[i])
+	}
+	a.subImm(values, 1)
+	a.branch(ifNotZero, next)
+	a.jump(end)
 }
 
 // The tensors of the kernels that take products in float64.

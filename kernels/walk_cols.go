@@ -2,7 +2,7 @@ package main
 
 // walkCols is the walk where the channels are adjacent. It takes quads of 4 rows, then
 // single rows, of which the caller may want more. Within these it goes vector by vector,
-// and ends with a tail.
+// and ends with a tail. Rows with non-temporal stores may have columns with held outputs.
 func walkCols(a *asm, b body) {
 	coef := a.newReg()
 	var acc reg
@@ -19,6 +19,11 @@ func walkCols(a *asm, b body) {
 	a.arg(values, "n")
 	a.andImm(values, lanes-1)
 	a.tail(values)
+	var held *heldColumns
+	if b.sums == nil && a.streams() {
+		held = &heldColumns{b: &b, values: values, left: a.newReg(), at: a.newReg(), t: stride3} // quads are done before
+		a.set(held.at, 0)
+	}
 	a.shiftLeft(stride, floatShift)
 	a.move(stride3, stride)
 	a.addReg(stride3, stride)
@@ -42,7 +47,7 @@ func walkCols(a *asm, b body) {
 	}
 
 	// across processes some rows together, from the first column to the last.
-	across := func(f func(at address, tail bool), height ...reg) {
+	across := func(f func(at address, tail bool), holds bool, height ...reg) {
 		column, tail, next := a.newLabel("column"), a.newLabel("tail"), a.newLabel("next")
 		step := func(tail bool) {
 			a.loadConst = func(dst vec, field int) {
@@ -67,6 +72,10 @@ func walkCols(a *asm, b body) {
 			a.arg(acc, "acc")
 		}
 		a.arg(values, "n")
+		begin := ""
+		if holds {
+			begin = held.begin(a)
+		}
 		if b.calls && len(height) == 1 { // one call for 4 vectors of a row
 			many, few := a.newLabel("many"), a.newLabel("few")
 			a.subImm(values, quadValues)
@@ -103,6 +112,13 @@ func walkCols(a *asm, b body) {
 		a.branch(ifNotLess, column)
 
 		a.label(tail)
+		if holds {
+			held.end(a, begin, func() {
+				step(false)
+				b.advanceImm(a, vecBytes)
+				a.addImm(coef, b.record*vecBytes)
+			})
+		}
 		a.andImm(values, lanes-1)
 		a.branch(ifZero, next)
 		step(true)
@@ -133,7 +149,7 @@ func walkCols(a *asm, b body) {
 	a.subImm(rows, quadSize)
 	a.branch(ifLess, rest)
 	a.label(quads)
-	across(b.four, stride, stride3)
+	across(b.four, false, stride, stride3)
 	a.subImm(rows, quadSize)
 	a.branch(ifNotLess, quads)
 	a.label(rest)
@@ -145,7 +161,7 @@ func walkCols(a *asm, b body) {
 			a.flags, a.asked = flags, tested
 			row := a.newLabel("row")
 			a.label(row)
-			across(b.one, stride)
+			across(b.one, held != nil && (flags|tested)&withStream != 0, stride)
 			a.subImm(rows, 1)
 			a.branch(ifNotLess, row)
 			a.flags, a.asked = set, asked
@@ -160,4 +176,61 @@ func walkCols(a *asm, b body) {
 		a.choose(withStream, singles(set|withStream, a.asked&^withStream), singles(set, a.asked&^withStream))
 	}
 	a.label(done)
+}
+
+// heldColumns are columns of which some outputs are held elsewhere, as ../kernels.go says.
+type heldColumns struct {
+	b      *body
+	values reg // of the walk: over held columns it has the address of their masks
+	left   reg // held columns left of the row: 0 when they are done, or if there are none
+	at     reg // offset of the next held outputs, in bytes
+	t      reg // a temporary
+}
+
+// begin begins a row: values becomes the number of columns before held ones. It returns the label where the
+// columns behind them begin.
+func (h *heldColumns) begin(a *asm) (label string) {
+	label = a.newLabel("segment")
+	a.arg(h.left, "heldColumns")
+	a.subImm(h.left, 0)
+	a.branch(ifZero, label)
+	a.arg(h.values, "before")
+	a.label(label)
+	return label
+}
+
+// end goes over the held columns, if those before them end here, and goes on with those behind.
+func (h *heldColumns) end(a *asm, begin string, vector func()) {
+	none, more := a.newLabel("none"), a.newLabel("held")
+	a.subImm(h.left, 0)
+	a.branch(ifZero, none)
+	a.arg(h.values, "masks")
+	a.label(more)
+	a.arg(h.t, "fetch")
+	for _, t := range h.b.inputs {
+		a.prefetch(mem{base: t, index: h.t, scale: 1})
+	}
+	a.instead = h.instead
+	vector()
+	a.instead = nil
+	a.addImm(h.at, vecBytes)
+	a.addImm(h.values, vecBytes)
+	a.subImm(h.left, lanes)
+	a.branch(ifNotZero, more)
+	a.arg(h.values, "behind")
+	a.jump(begin)
+	a.label(none)
+}
+
+// instead replaces the lanes of an output that are held.
+func (h *heldColumns) instead(a *asm, v vec, output reg) {
+	name := "held"
+	if output != h.b.output {
+		name = "heldG"
+	}
+	mask, other := h.b.free[0], h.b.free[1]
+	a.arg(h.t, name)
+	a.load(mask, mem{base: h.values})
+	a.load(other, mem{base: h.t, index: h.at, scale: 1})
+	a.blend(v, mask, v, other)
 }
