@@ -84,6 +84,9 @@ func (p *Plans) SoilScratch() {
 		soil(w.ints.all, 7)
 		soil(w.bools.all, true)
 		soil(w.kinds.all, 0xff)
+		soil(w.tinyColumns.masks, float32(math.NaN()))
+		soil(w.tinyColumns.factors, math.NaN())
+		soil(w.tinyColumns.own, float32(math.NaN()))
 	}
 	for _, s := range p.scratch.rows.free {
 		soil(s.sums, math.NaN())
@@ -92,10 +95,12 @@ func (p *Plans) SoilScratch() {
 		soil(s.b, math.NaN())
 	}
 	for _, s := range p.scratch.buffers.free {
-		for _, list := range [][]float32{s.x[:], s.dy[:], s.res[:], s.y[:], s.dres[:], s.scaled[:], s.g[:]} {
+		for _, list := range [][]float32{s.x[:], s.dy[:], s.res[:], s.y[:], s.dres[:], s.scaled[:], s.g[:], s.heldY[:], s.heldG[:]} {
 			soil(list, float32(math.NaN()))
 		}
 		soil(s.sums[:], math.NaN())
+		soil(s.sums64[:], math.NaN())
+		soil(s.largest[:], math.MaxFloat32)
 	}
 }
 

@@ -435,6 +435,23 @@ func TestStripsBesideOthers(t *testing.T) {
 	}
 }
 
+// TestBesideBorder: tiny columns on both sides of column 1024, where another kernel call begins, among others.
+func TestBesideBorder(t *testing.T) {
+	for _, channels := range []int{1200, 2056} {
+		for _, of := range [][2]int{{1000, 1050}, {1020, 1028}} {
+			for _, every := range []int{1, 2, 9} {
+				p := newProblem(batchnorm.Shape{Outer: 9, Channels: channels, Inner: 1}, hasGammaBeta)
+				for i := range p.dy {
+					if c := i % channels; c >= of[0] && c < of[1] && c%every == 0 {
+						p.dy[i] *= 1e-38
+					}
+				}
+				p.checkSame(t, configs(), slices.Clone)
+			}
+		}
+	}
+}
+
 // TestBesideStreamed: where outputs are so large that non-temporal stores write them, columns
 // beside tiny ones have the bits that they have in place, and on the Go path.
 func TestBesideStreamed(t *testing.T) {
