@@ -83,12 +83,20 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 		if !t.all {
 			copyShort(t.own[s.first*coefLen:roundUp(s.end, lanes)*coefLen], w.coef[s.first*coefLen:])
 			w.setMasks(kinds, s)
-			if i > 0 { // columns between spans may be held with these
-				fill(t.masks[t.spans[i-1].end:s.first], math.Float32frombits(math.MaxUint32))
+			last := max(0, s.first-besideSpans)
+			if i > 0 {
+				last = t.spans[i-1].end
 			}
+			keep(t.masks[last:s.first]) // columns between spans may be held with these
 		}
 	}
+	if end := t.spans[len(t.spans)-1].end; !t.all && end < padded {
+		keep(t.masks[end:min(end+besideSpans, padded)])
+	}
 }
+
+// keep sets masks of columns that are not tiny.
+func keep(masks []float32) { fill(masks, math.Float32frombits(math.MaxUint32)) }
 
 // together reports whether two spans, with the columns between them, are one: the columns take less time than calls
 // for another span, or the spans have no others between them.
@@ -337,7 +345,7 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 		}
 		return
 	}
-	all := tinySpan{first: spans[0].clip(c, c+n).first, end: spans[len(spans)-1].clip(c, c+n).end}
+	all := w.heldOf(spans, c, n)
 	most := max(1, min(heldLen/all.len(), besideValues/n))
 	// As the tasks do, it begins with the last rows. Kernels prefetch what is held next.
 	for end := rows; end > 0; end -= most {
@@ -345,6 +353,19 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 		w.writeHeld(buf, all, spans, i+(end-height)*stride, c, height, n, stride)
 	}
 }
+
+// heldOf returns the columns with spans, of n columns from column c on. If the kernel calls a function, they are in whole
+// quads of vectors, which it computes together.
+func (w *workspace) heldOf(spans []tinySpan, c, n int) tinySpan {
+	first, end := spans[0].clip(c, c+n).first-c, spans[len(spans)-1].clip(c, c+n).end-c
+	if w.apply.act.variant() == actCalled {
+		first, end = first/besideSpans*besideSpans, min(roundUp(end, besideSpans), n)
+	}
+	return tinySpan{first: c + first, end: c + end}
+}
+
+// besideSpans is how many columns, beside the spans in a row, may be held with them.
+const besideSpans = quadSize * lanes
 
 // heldLen is how many outputs are held at a time.
 const heldLen = 4 * bufferLen

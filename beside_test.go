@@ -4,6 +4,7 @@ import (
 	"math"
 	"slices"
 	"testing"
+	"unsafe"
 
 	"github.com/fusedbn/batchnorm/internal/gen"
 )
@@ -205,5 +206,38 @@ func TestSpans(t *testing.T) {
 			}
 		}
 		p.release(w)
+	}
+}
+
+// TestStreams: a kernel of columns has non-temporal stores where they write whole cache lines, or rows without gaps.
+func TestStreams(t *testing.T) {
+	all := make([]float32, 128)
+	line := -int(uintptr(unsafe.Pointer(&all[0]))/4) & (lineLen - 1)
+	for _, c := range []struct {
+		at, rows, n, strideY int // at counts from the start of a cache line
+		want                 bool
+	}{
+		{0, 1, 49, 49, true}, // a row has one end
+		{8, 1, 49, 49, true},
+		{4, 1, 49, 49, false},
+		{0, 8, 32, 512, true},
+		{8, 8, 32, 512, false}, // half lines
+		{0, 8, 24, 512, false},
+		{0, 8, 48, 49 * 512, true},
+		{0, 8, 49, 49 * 512, false}, // a row of an image ends within a line
+		{0, 8, 32, 520, false},
+		{0, 8, 24, 24, true}, // without gaps
+		{8, 8, 24, 24, true},
+		{0, 8, 20, 20, false},
+	} {
+		var w workspace
+		k := kernelArgs{y: all[line+c.at:], rows: c.rows, strideY: c.strideY}
+		if w.streams(&k, c.n) {
+			t.Errorf("%+v: non-temporal stores that nobody wants", c)
+		}
+		w.apply.stream = true
+		if got := w.streams(&k, c.n); got != c.want {
+			t.Errorf("%+v: %t", c, got)
+		}
 	}
 }

@@ -294,7 +294,7 @@ func (w *workspace) writeScaled(buf *buffers, b *block, k *constants) {
 		x = w.scale(buf, buf.scaled[:], x, &k.toX, b)
 	}
 	args = kernelArgs{x: x, dy: g, y: b.y, rows: b.rows, stride: b.n, strideDY: b.n, strideY: b.n}
-	args.stream = &b.y[0] != &buf.y[0] && w.streams(&args)
+	args.stream = &b.y[0] != &buf.y[0] && w.streams(&args, b.n)
 	args.n, args.records = b.n, k.records64[:]
 	if w.geo.layout == cols {
 		args.recordStep = bytes64

@@ -2651,7 +2651,7 @@ tail11:
 	SUBQ $0, R9
 	JEQ none14
 	MOVQ kernelArgs_masks(R14), SI
-held15:
+held17:
 	MOVQ kernelArgs_fetch(R14), R8
 	PREFETCHT0 (AX)(R8*1)
 	VMOVUPS (CX), Y0
@@ -2671,7 +2671,8 @@ held15:
 	ADDQ $32, R10
 	ADDQ $32, SI
 	SUBQ $8, R9
-	JNE held15
+	JNE held17
+done16:
 	MOVQ kernelArgs_behind(R14), SI
 	JMP segment13
 none14:
@@ -2699,12 +2700,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row16:
+row18:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT tail18
-column17:
+	JLT tail20
+column19:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -2716,10 +2717,10 @@ column17:
 	ADDQ $32, BX
 	ADDQ $160, CX
 	SUBQ $8, SI
-	JGE column17
-tail18:
+	JGE column19
+tail20:
 	ANDQ $7, SI
-	JEQ next19
+	JEQ next21
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -2731,7 +2732,7 @@ tail18:
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-next19:
+next21:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
@@ -2739,7 +2740,7 @@ next19:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	SUBQ $1, DX
-	JGE row16
+	JGE row18
 chosen8:
 done3:
 	VZEROUPPER
@@ -2891,7 +2892,7 @@ tail11:
 	SUBQ $0, R10
 	JEQ none14
 	MOVQ kernelArgs_masks(R14), DI
-held15:
+held17:
 	MOVQ kernelArgs_fetch(R14), R9
 	PREFETCHT0 (AX)(R9*1)
 	VMOVUPS (DX), Y0
@@ -2913,7 +2914,8 @@ held15:
 	ADDQ $32, R11
 	ADDQ $32, DI
 	SUBQ $8, R10
-	JNE held15
+	JNE held17
+done16:
 	MOVQ kernelArgs_behind(R14), DI
 	JMP segment13
 none14:
@@ -2946,12 +2948,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row16:
+row18:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail18
-column17:
+	JLT tail20
+column19:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -2965,10 +2967,10 @@ column17:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column17
-tail18:
+	JGE column19
+tail20:
 	ANDQ $7, DI
-	JEQ next19
+	JEQ next21
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -2983,7 +2985,7 @@ tail18:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-next19:
+next21:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -2993,7 +2995,7 @@ next19:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE row16
+	JGE row18
 chosen8:
 done3:
 	VZEROUPPER
@@ -3152,7 +3154,7 @@ tail11:
 	SUBQ $0, R9
 	JEQ none14
 	MOVQ kernelArgs_masks(R14), SI
-held15:
+held17:
 	MOVQ kernelArgs_fetch(R14), R8
 	PREFETCHT0 (AX)(R8*1)
 	VMOVUPS (CX), Y0
@@ -3175,7 +3177,8 @@ held15:
 	ADDQ $32, R10
 	ADDQ $32, SI
 	SUBQ $8, R9
-	JNE held15
+	JNE held17
+done16:
 	MOVQ kernelArgs_behind(R14), SI
 	JMP segment13
 none14:
@@ -3206,12 +3209,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row16:
+row18:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT tail18
-column17:
+	JLT tail20
+column19:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -3226,10 +3229,10 @@ column17:
 	ADDQ $32, BX
 	ADDQ $160, CX
 	SUBQ $8, SI
-	JGE column17
-tail18:
+	JGE column19
+tail20:
 	ANDQ $7, SI
-	JEQ next19
+	JEQ next21
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -3244,7 +3247,7 @@ tail18:
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-next19:
+next21:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
@@ -3252,7 +3255,7 @@ next19:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	SUBQ $1, DX
-	JGE row16
+	JGE row18
 chosen8:
 done3:
 	VZEROUPPER
@@ -3431,7 +3434,7 @@ tail11:
 	SUBQ $0, R10
 	JEQ none14
 	MOVQ kernelArgs_masks(R14), DI
-held15:
+held17:
 	MOVQ kernelArgs_fetch(R14), R9
 	PREFETCHT0 (AX)(R9*1)
 	VMOVUPS (DX), Y0
@@ -3456,7 +3459,8 @@ held15:
 	ADDQ $32, R11
 	ADDQ $32, DI
 	SUBQ $8, R10
-	JNE held15
+	JNE held17
+done16:
 	MOVQ kernelArgs_behind(R14), DI
 	JMP segment13
 none14:
@@ -3492,12 +3496,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row16:
+row18:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail18
-column17:
+	JLT tail20
+column19:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -3514,10 +3518,10 @@ column17:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column17
-tail18:
+	JGE column19
+tail20:
 	ANDQ $7, DI
-	JEQ next19
+	JEQ next21
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -3535,7 +3539,7 @@ tail18:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-next19:
+next21:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -3545,7 +3549,7 @@ next19:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE row16
+	JGE row18
 chosen8:
 done3:
 	VZEROUPPER
@@ -3789,7 +3793,87 @@ tail11:
 	SUBQ $0, R10
 	JEQ none22
 	ARG(kernelArgs_masks, DI)
-held23:
+	SUBQ $32, R10
+	JLT few23
+held25:
+	ARG(kernelArgs_fetch, R9)
+	PREFETCHT0 (AX)(R9*1)
+	PREFETCHT0 64(AX)(R9*1)
+	VMOVUPS (DX), Y6
+	VMOVUPS 32(DX), Y7
+	VMOVUPS 64(DX), Y8
+	VADDPS (AX), Y6, Y2
+	VMULPS Y7, Y2, Y2
+	VADDPS Y8, Y2, Y2
+	VMOVUPS 160(DX), Y6
+	VMOVUPS 192(DX), Y7
+	VMOVUPS 224(DX), Y8
+	VADDPS 32(AX), Y6, Y3
+	VMULPS Y7, Y3, Y3
+	VADDPS Y8, Y3, Y3
+	VMOVUPS 320(DX), Y6
+	VMOVUPS 352(DX), Y7
+	VMOVUPS 384(DX), Y8
+	VADDPS 64(AX), Y6, Y4
+	VMULPS Y7, Y4, Y4
+	VADDPS Y8, Y4, Y4
+	VMOVUPS 480(DX), Y6
+	VMOVUPS 512(DX), Y7
+	VMOVUPS 544(DX), Y8
+	VADDPS 96(AX), Y6, Y5
+	VMULPS Y7, Y5, Y5
+	VADDPS Y8, Y5, Y5
+	CMPQ 432(R14), $0
+	JEQ without26
+	VADDPS (CX), Y2, Y2
+	VADDPS 32(CX), Y3, Y3
+	VADDPS 64(CX), Y4, Y4
+	VADDPS 96(CX), Y5, Y5
+without26:
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
+	ARG(kernelArgs_held, R9)
+	VMOVUPS (DI), Y6
+	VMOVUPS (R9)(R11*1), Y7
+	VBLENDVPS Y6, Y2, Y7, Y2
+	ARG(kernelArgs_held, R9)
+	VMOVUPS 32(DI), Y6
+	VMOVUPS 32(R9)(R11*1), Y7
+	VBLENDVPS Y6, Y3, Y7, Y3
+	ARG(kernelArgs_held, R9)
+	VMOVUPS 64(DI), Y6
+	VMOVUPS 64(R9)(R11*1), Y7
+	VBLENDVPS Y6, Y4, Y7, Y4
+	ARG(kernelArgs_held, R9)
+	VMOVUPS 96(DI), Y6
+	VMOVUPS 96(R9)(R11*1), Y7
+	VBLENDVPS Y6, Y5, Y7, Y5
+	CMPQ 448(R14), $0
+	JEQ without27
+	VMOVNTPS Y2, (BX)
+	VMOVNTPS Y3, 32(BX)
+	VMOVNTPS Y4, 64(BX)
+	VMOVNTPS Y5, 96(BX)
+	JMP chosen28
+without27:
+	VMOVUPS Y2, (BX)
+	VMOVUPS Y3, 32(BX)
+	VMOVUPS Y4, 64(BX)
+	VMOVUPS Y5, 96(BX)
+chosen28:
+	ADDQ $128, AX
+	ADDQ $128, BX
+	ADDQ $128, CX
+	ADDQ $640, DX
+	ADDQ $128, R11
+	ADDQ $128, DI
+	SUBQ $32, R10
+	JGE held25
+few23:
+	ADDQ $32, R10
+	SUBQ $0, R10
+	JEQ done24
+held29:
 	ARG(kernelArgs_fetch, R9)
 	PREFETCHT0 (AX)(R9*1)
 	VMOVUPS (DX), Y6
@@ -3799,9 +3883,9 @@ held23:
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
 	CMPQ 432(R14), $0
-	JEQ without24
+	JEQ without30
 	VADDPS (CX), Y2, Y2
-without24:
+without30:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -3812,12 +3896,12 @@ without24:
 	VMOVUPS (R9)(R11*1), Y7
 	VBLENDVPS Y6, Y2, Y7, Y2
 	CMPQ 448(R14), $0
-	JEQ without25
+	JEQ without31
 	VMOVNTPS Y2, (BX)
-	JMP chosen26
-without25:
+	JMP chosen32
+without31:
 	VMOVUPS Y2, (BX)
-chosen26:
+chosen32:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
@@ -3825,7 +3909,8 @@ chosen26:
 	ADDQ $32, R11
 	ADDQ $32, DI
 	SUBQ $8, R10
-	JNE held23
+	JNE held29
+done24:
 	ARG(kernelArgs_behind, DI)
 	JMP segment13
 none22:
@@ -3839,10 +3924,10 @@ none22:
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
 	CMPQ 432(R14), $0
-	JEQ without27
+	JEQ without33
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
-without27:
+without33:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -11130,7 +11215,7 @@ tail11:
 	SUBQ $0, R10
 	JEQ none14
 	MOVQ kernelArgs_masks(R14), DI
-held15:
+held17:
 	MOVQ kernelArgs_fetch(R14), R9
 	PREFETCHT0 (AX)(R9*1)
 	PREFETCHT0 (BX)(R9*1)
@@ -11156,7 +11241,8 @@ held15:
 	ADDQ $32, R11
 	ADDQ $32, DI
 	SUBQ $8, R10
-	JNE held15
+	JNE held17
+done16:
 	MOVQ kernelArgs_behind(R14), DI
 	JMP segment13
 none14:
@@ -11191,12 +11277,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row16:
+row18:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail18
-column17:
+	JLT tail20
+column19:
 	VMOVUPS (DX), Y2
 	VMOVUPS 32(DX), Y3
 	VMOVUPS 96(DX), Y0
@@ -11213,10 +11299,10 @@ column17:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column17
-tail18:
+	JGE column19
+tail20:
 	ANDQ $7, DI
-	JEQ next19
+	JEQ next21
 	VMOVUPS (DX), Y2
 	VMOVUPS 32(DX), Y3
 	VMOVUPS 96(DX), Y0
@@ -11233,7 +11319,7 @@ tail18:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-next19:
+next21:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -11243,7 +11329,7 @@ next19:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE row16
+	JGE row18
 chosen8:
 done3:
 	VZEROUPPER
@@ -11428,7 +11514,7 @@ tail11:
 	SUBQ $0, R11
 	JEQ none14
 	MOVQ kernelArgs_masks(R14), R8
-held15:
+held17:
 	MOVQ kernelArgs_fetch(R14), R10
 	PREFETCHT0 (AX)(R10*1)
 	PREFETCHT0 (BX)(R10*1)
@@ -11460,7 +11546,8 @@ held15:
 	ADDQ $32, R12
 	ADDQ $32, R8
 	SUBQ $8, R11
-	JNE held15
+	JNE held17
+done16:
 	MOVQ kernelArgs_behind(R14), R8
 	JMP segment13
 none14:
@@ -11499,12 +11586,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row16:
+row18:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail18
-column17:
+	JLT tail20
+column19:
 	VMOVUPS (SI), Y2
 	VMOVUPS 32(SI), Y3
 	VMOVUPS 96(SI), Y0
@@ -11523,10 +11610,10 @@ column17:
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column17
-tail18:
+	JGE column19
+tail20:
 	ANDQ $7, R8
-	JEQ next19
+	JEQ next21
 	VMOVUPS (SI), Y2
 	VMOVUPS 32(SI), Y3
 	VMOVUPS 96(SI), Y0
@@ -11545,7 +11632,7 @@ tail18:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-next19:
+next21:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -11557,7 +11644,7 @@ next19:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	SUBQ $1, DI
-	JGE row16
+	JGE row18
 chosen8:
 done3:
 	VZEROUPPER
@@ -11774,7 +11861,7 @@ tail11:
 	SUBQ $0, R10
 	JEQ none14
 	MOVQ kernelArgs_masks(R14), DI
-held15:
+held17:
 	MOVQ kernelArgs_fetch(R14), R9
 	PREFETCHT0 (AX)(R9*1)
 	PREFETCHT0 (BX)(R9*1)
@@ -11806,7 +11893,8 @@ held15:
 	ADDQ $32, R11
 	ADDQ $32, DI
 	SUBQ $8, R10
-	JNE held15
+	JNE held17
+done16:
 	MOVQ kernelArgs_behind(R14), DI
 	JMP segment13
 none14:
@@ -11847,12 +11935,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row16:
+row18:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail18
-column17:
+	JLT tail20
+column19:
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -11875,10 +11963,10 @@ column17:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column17
-tail18:
+	JGE column19
+tail20:
 	ANDQ $7, DI
-	JEQ next19
+	JEQ next21
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -11901,7 +11989,7 @@ tail18:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-next19:
+next21:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -11911,7 +11999,7 @@ next19:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE row16
+	JGE row18
 chosen8:
 done3:
 	VZEROUPPER
@@ -12148,7 +12236,7 @@ tail11:
 	SUBQ $0, R11
 	JEQ none14
 	MOVQ kernelArgs_masks(R14), R8
-held15:
+held17:
 	MOVQ kernelArgs_fetch(R14), R10
 	PREFETCHT0 (AX)(R10*1)
 	PREFETCHT0 (BX)(R10*1)
@@ -12182,7 +12270,8 @@ held15:
 	ADDQ $32, R12
 	ADDQ $32, R8
 	SUBQ $8, R11
-	JNE held15
+	JNE held17
+done16:
 	MOVQ kernelArgs_behind(R14), R8
 	JMP segment13
 none14:
@@ -12228,12 +12317,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row16:
+row18:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail18
-column17:
+	JLT tail20
+column19:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -12258,10 +12347,10 @@ column17:
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column17
-tail18:
+	JGE column19
+tail20:
 	ANDQ $7, R8
-	JEQ next19
+	JEQ next21
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -12287,7 +12376,7 @@ tail18:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-next19:
+next21:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -12299,7 +12388,7 @@ next19:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	SUBQ $1, DI
-	JGE row16
+	JGE row18
 chosen8:
 done3:
 	VZEROUPPER
@@ -12532,7 +12621,7 @@ tail11:
 	SUBQ $0, R11
 	JEQ none14
 	MOVQ kernelArgs_masks(R14), R8
-held15:
+held17:
 	MOVQ kernelArgs_fetch(R14), R10
 	PREFETCHT0 (AX)(R10*1)
 	PREFETCHT0 (BX)(R10*1)
@@ -12570,7 +12659,8 @@ held15:
 	ADDQ $32, R12
 	ADDQ $32, R8
 	SUBQ $8, R11
-	JNE held15
+	JNE held17
+done16:
 	MOVQ kernelArgs_behind(R14), R8
 	JMP segment13
 none14:
@@ -12615,12 +12705,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row16:
+row18:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail18
-column17:
+	JLT tail20
+column19:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -12645,10 +12735,10 @@ column17:
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column17
-tail18:
+	JGE column19
+tail20:
 	ANDQ $7, R8
-	JEQ next19
+	JEQ next21
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -12673,7 +12763,7 @@ tail18:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-next19:
+next21:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -12685,7 +12775,7 @@ next19:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	SUBQ $1, DI
-	JGE row16
+	JGE row18
 chosen8:
 done3:
 	VZEROUPPER
@@ -12938,7 +13028,7 @@ tail11:
 	SUBQ $0, R12
 	JEQ none14
 	MOVQ kernelArgs_masks(R14), R9
-held15:
+held17:
 	MOVQ kernelArgs_fetch(R14), R11
 	PREFETCHT0 (AX)(R11*1)
 	PREFETCHT0 (BX)(R11*1)
@@ -12978,7 +13068,8 @@ held15:
 	ADDQ $32, R13
 	ADDQ $32, R9
 	SUBQ $8, R12
-	JNE held15
+	JNE held17
+done16:
 	MOVQ kernelArgs_behind(R14), R9
 	JMP segment13
 none14:
@@ -13028,12 +13119,12 @@ next12:
 	JGE row9
 	JMP chosen8
 without7:
-row16:
+row18:
 	MOVQ kernelArgs_coef(R14), DI
 	MOVQ kernelArgs_n(R14), R9
 	SUBQ $8, R9
-	JLT tail18
-column17:
+	JLT tail20
+column19:
 	VMOVUPS (DI), Y4
 	VMOVUPS 32(DI), Y2
 	VMOVUPS 64(DI), Y3
@@ -13060,10 +13151,10 @@ column17:
 	ADDQ $32, SI
 	ADDQ $160, DI
 	SUBQ $8, R9
-	JGE column17
-tail18:
+	JGE column19
+tail20:
 	ANDQ $7, R9
-	JEQ next19
+	JEQ next21
 	VMOVUPS (DI), Y4
 	VMOVUPS 32(DI), Y2
 	VMOVUPS 64(DI), Y3
@@ -13091,7 +13182,7 @@ tail18:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-next19:
+next21:
 	MOVQ kernelArgs_n(R14), R9
 	SHLQ $2, R9
 	SUBQ R9, AX
@@ -13105,7 +13196,7 @@ next19:
 	ADDQ R10, DX
 	ADDQ R10, SI
 	SUBQ $1, R8
-	JGE row16
+	JGE row18
 chosen8:
 done3:
 	VZEROUPPER
@@ -13521,7 +13612,163 @@ tail13:
 	SUBQ $0, R12
 	JEQ none30
 	ARG(kernelArgs_masks, R9)
-held31:
+	SUBQ $32, R12
+	JLT few31
+held33:
+	ARG(kernelArgs_fetch, R11)
+	PREFETCHT0 (AX)(R11*1)
+	PREFETCHT0 64(AX)(R11*1)
+	PREFETCHT0 (BX)(R11*1)
+	PREFETCHT0 64(BX)(R11*1)
+	VMOVUPS (DI), Y10
+	VMOVUPS 32(DI), Y8
+	VMOVUPS 64(DI), Y9
+	VADDPS (BX), Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	VMOVUPS 160(DI), Y10
+	VMOVUPS 192(DI), Y8
+	VMOVUPS 224(DI), Y9
+	VADDPS 32(BX), Y10, Y3
+	VMULPS Y8, Y3, Y3
+	VADDPS Y9, Y3, Y3
+	VMOVUPS 320(DI), Y10
+	VMOVUPS 352(DI), Y8
+	VMOVUPS 384(DI), Y9
+	VADDPS 64(BX), Y10, Y4
+	VMULPS Y8, Y4, Y4
+	VADDPS Y9, Y4, Y4
+	VMOVUPS 480(DI), Y10
+	VMOVUPS 512(DI), Y8
+	VMOVUPS 544(DI), Y9
+	VADDPS 96(BX), Y10, Y5
+	VMULPS Y8, Y5, Y5
+	VADDPS Y9, Y5, Y5
+	CMPQ 432(R14), $0
+	JEQ without34
+	VADDPS (CX), Y2, Y2
+	VADDPS 32(CX), Y3, Y3
+	VADDPS 64(CX), Y4, Y4
+	VADDPS 96(CX), Y5, Y5
+without34:
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
+	VMULPS (AX), Y2, Y2
+	VMULPS 32(AX), Y3, Y3
+	VMULPS 64(AX), Y4, Y4
+	VMULPS 96(AX), Y5, Y5
+	VMOVUPS (DI), Y10
+	VMOVUPS 32(DI), Y8
+	VMOVUPS 96(DI), Y6
+	VMOVUPS 128(DI), Y7
+	VADDPS (BX), Y10, Y11
+	VSUBPS Y6, Y2, Y0
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y0, Y0
+	VMULPS Y8, Y0, Y0
+	VMOVUPS 160(DI), Y10
+	VMOVUPS 192(DI), Y8
+	VMOVUPS 256(DI), Y6
+	VMOVUPS 288(DI), Y7
+	VADDPS 32(BX), Y10, Y11
+	VSUBPS Y6, Y3, Y1
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y1, Y1
+	VMULPS Y8, Y1, Y1
+	VMOVUPS 320(DI), Y10
+	VMOVUPS 352(DI), Y8
+	VMOVUPS 416(DI), Y6
+	VMOVUPS 448(DI), Y7
+	VADDPS 64(BX), Y10, Y11
+	VSUBPS Y6, Y4, Y12
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y12, Y12
+	VMULPS Y8, Y12, Y12
+	VMOVUPS 480(DI), Y10
+	VMOVUPS 512(DI), Y8
+	VMOVUPS 576(DI), Y6
+	VMOVUPS 608(DI), Y7
+	VADDPS 96(BX), Y10, Y11
+	VSUBPS Y6, Y5, Y13
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y13, Y13
+	VMULPS Y8, Y13, Y13
+	ARG(kernelArgs_held, R11)
+	VMOVUPS (R9), Y10
+	VMOVUPS (R11)(R13*1), Y8
+	VBLENDVPS Y10, Y0, Y8, Y0
+	ARG(kernelArgs_held, R11)
+	VMOVUPS 32(R9), Y10
+	VMOVUPS 32(R11)(R13*1), Y8
+	VBLENDVPS Y10, Y1, Y8, Y1
+	ARG(kernelArgs_held, R11)
+	VMOVUPS 64(R9), Y10
+	VMOVUPS 64(R11)(R13*1), Y8
+	VBLENDVPS Y10, Y12, Y8, Y12
+	ARG(kernelArgs_held, R11)
+	VMOVUPS 96(R9), Y10
+	VMOVUPS 96(R11)(R13*1), Y8
+	VBLENDVPS Y10, Y13, Y8, Y13
+	CMPQ 448(R14), $0
+	JEQ without35
+	VMOVNTPS Y0, (DX)
+	VMOVNTPS Y1, 32(DX)
+	VMOVNTPS Y12, 64(DX)
+	VMOVNTPS Y13, 96(DX)
+	JMP chosen36
+without35:
+	VMOVUPS Y0, (DX)
+	VMOVUPS Y1, 32(DX)
+	VMOVUPS Y12, 64(DX)
+	VMOVUPS Y13, 96(DX)
+chosen36:
+	CMPQ 440(R14), $0
+	JEQ without37
+	ARG(kernelArgs_heldG, R11)
+	VMOVUPS (R9), Y10
+	VMOVUPS (R11)(R13*1), Y8
+	VBLENDVPS Y10, Y2, Y8, Y2
+	ARG(kernelArgs_heldG, R11)
+	VMOVUPS 32(R9), Y10
+	VMOVUPS 32(R11)(R13*1), Y8
+	VBLENDVPS Y10, Y3, Y8, Y3
+	ARG(kernelArgs_heldG, R11)
+	VMOVUPS 64(R9), Y10
+	VMOVUPS 64(R11)(R13*1), Y8
+	VBLENDVPS Y10, Y4, Y8, Y4
+	ARG(kernelArgs_heldG, R11)
+	VMOVUPS 96(R9), Y10
+	VMOVUPS 96(R11)(R13*1), Y8
+	VBLENDVPS Y10, Y5, Y8, Y5
+	CMPQ 448(R14), $0
+	JEQ without38
+	VMOVNTPS Y2, (SI)
+	VMOVNTPS Y3, 32(SI)
+	VMOVNTPS Y4, 64(SI)
+	VMOVNTPS Y5, 96(SI)
+	JMP chosen39
+without38:
+	VMOVUPS Y2, (SI)
+	VMOVUPS Y3, 32(SI)
+	VMOVUPS Y4, 64(SI)
+	VMOVUPS Y5, 96(SI)
+chosen39:
+without37:
+	ADDQ $128, AX
+	ADDQ $128, BX
+	ADDQ $128, CX
+	ADDQ $128, DX
+	ADDQ $128, SI
+	ADDQ $640, DI
+	ADDQ $128, R13
+	ADDQ $128, R9
+	SUBQ $32, R12
+	JGE held33
+few31:
+	ADDQ $32, R12
+	SUBQ $0, R12
+	JEQ done32
+held40:
 	ARG(kernelArgs_fetch, R11)
 	PREFETCHT0 (AX)(R11*1)
 	PREFETCHT0 (BX)(R11*1)
@@ -13532,9 +13779,9 @@ held31:
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
 	CMPQ 432(R14), $0
-	JEQ without32
+	JEQ without41
 	VADDPS (CX), Y2, Y2
-without32:
+without41:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -13555,26 +13802,26 @@ without32:
 	VMOVUPS (R11)(R13*1), Y8
 	VBLENDVPS Y10, Y0, Y8, Y0
 	CMPQ 448(R14), $0
-	JEQ without33
+	JEQ without42
 	VMOVNTPS Y0, (DX)
-	JMP chosen34
-without33:
+	JMP chosen43
+without42:
 	VMOVUPS Y0, (DX)
-chosen34:
+chosen43:
 	CMPQ 440(R14), $0
-	JEQ without35
+	JEQ without44
 	ARG(kernelArgs_heldG, R11)
 	VMOVUPS (R9), Y10
 	VMOVUPS (R11)(R13*1), Y8
 	VBLENDVPS Y10, Y2, Y8, Y2
 	CMPQ 448(R14), $0
-	JEQ without36
+	JEQ without45
 	VMOVNTPS Y2, (SI)
-	JMP chosen37
-without36:
+	JMP chosen46
+without45:
 	VMOVUPS Y2, (SI)
-chosen37:
-without35:
+chosen46:
+without44:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
@@ -13584,7 +13831,8 @@ without35:
 	ADDQ $32, R13
 	ADDQ $32, R9
 	SUBQ $8, R12
-	JNE held31
+	JNE held40
+done32:
 	ARG(kernelArgs_behind, R9)
 	JMP segment15
 none30:
@@ -13598,10 +13846,10 @@ none30:
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
 	CMPQ 432(R14), $0
-	JEQ without38
+	JEQ without47
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
-without38:
+without47:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -13621,9 +13869,9 @@ without38:
 	VMULPS Y8, Y0, Y0
 	VMASKMOVPS Y0, Y15, (DX)
 	CMPQ 440(R14), $0
-	JEQ without39
+	JEQ without48
 	VMASKMOVPS Y2, Y15, (SI)
-without39:
+without48:
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -14415,49 +14663,6 @@ TEXT ·inputGrad64ColsIdentity<>(SB), NOSPLIT, $0-16
 	SHLQ $2, CX
 	SUBQ CX, R11
 	VMOVDQU (R11), Y15
-	MOVQ kernelArgs_n(R14), CX
-	SUBQ $8, CX
-	JNE row1
-	MOVQ kernelArgs_recordRow(R14), CX
-	SUBQ $0, CX
-	JNE row1
-	MOVQ kernelArgs_records(R14), AX
-	MOVQ kernelArgs_rows(R14), CX
-alone6:
-	VMOVUPS 320(AX), Y0
-	VADDPS (DX), Y0, Y1
-	VCVTPS2PD X1, Y3
-	VEXTRACTF128 $1, Y1, X4
-	VCVTPS2PD X4, Y4
-	VCVTPS2PD (DI), Y5
-	VCVTPS2PD 16(DI), Y6
-	VSUBPD 128(AX), Y5, Y5
-	VMULPD 192(AX), Y3, Y3
-	VSUBPD Y3, Y5, Y5
-	VMULPD 256(AX), Y5, Y5
-	VSUBPD 160(AX), Y6, Y6
-	VMULPD 224(AX), Y4, Y4
-	VSUBPD Y4, Y6, Y6
-	VMULPD 288(AX), Y6, Y6
-	VCVTPD2PSY Y5, X1
-	VCVTPD2PSY Y6, X2
-	VINSERTF128 $1, X2, Y1, Y1
-	CMPB kernelArgs_stream(R14), $0
-	JEQ without7
-	VMOVNTPS Y1, (R9)
-	JMP chosen8
-without7:
-	VMOVUPS Y1, (R9)
-chosen8:
-	ADDQ $32, DX
-	ADDQ SI, DX
-	ADDQ $32, DI
-	ADDQ R8, DI
-	ADDQ $32, R9
-	ADDQ R10, R9
-	SUBQ $1, CX
-	JNE alone6
-	JMP end5
 row1:
 	MOVQ kernelArgs_records(R14), AX
 	MOVQ kernelArgs_recordAt(R14), CX
@@ -14485,12 +14690,12 @@ column2:
 	VCVTPD2PSY Y6, X2
 	VINSERTF128 $1, X2, Y1, Y1
 	CMPB kernelArgs_stream(R14), $0
-	JEQ without9
+	JEQ without6
 	VMOVNTPS Y1, (R9)
-	JMP chosen10
-without9:
+	JMP chosen7
+without6:
 	VMOVUPS Y1, (R9)
-chosen10:
+chosen7:
 	ADDQ $32, DX
 	ADDQ $32, DI
 	ADDQ $32, R9
@@ -14562,55 +14767,6 @@ TEXT ·inputGrad64ColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	SHLQ $2, CX
 	SUBQ CX, R13
 	VMOVDQU (R13), Y15
-	MOVQ kernelArgs_n(R14), CX
-	SUBQ $8, CX
-	JNE row1
-	MOVQ kernelArgs_recordRow(R14), CX
-	SUBQ $0, CX
-	JNE row1
-	MOVQ kernelArgs_records(R14), AX
-	MOVQ kernelArgs_rows(R14), CX
-alone6:
-	VMOVUPS 320(AX), Y0
-	VADDPS (DX), Y0, Y1
-	VCVTPS2PD X1, Y3
-	VEXTRACTF128 $1, Y1, X4
-	VCVTPS2PD X4, Y4
-	VCVTPS2PD (DI), Y5
-	VCVTPS2PD 16(DI), Y6
-	VCVTPS2PD (R9), Y7
-	VCVTPS2PD 16(R9), Y8
-	VMULPD Y7, Y5, Y5
-	VMULPD Y8, Y6, Y6
-	VSUBPD 128(AX), Y5, Y5
-	VMULPD 192(AX), Y3, Y3
-	VSUBPD Y3, Y5, Y5
-	VMULPD 256(AX), Y5, Y5
-	VSUBPD 160(AX), Y6, Y6
-	VMULPD 224(AX), Y4, Y4
-	VSUBPD Y4, Y6, Y6
-	VMULPD 288(AX), Y6, Y6
-	VCVTPD2PSY Y5, X1
-	VCVTPD2PSY Y6, X2
-	VINSERTF128 $1, X2, Y1, Y1
-	CMPB kernelArgs_stream(R14), $0
-	JEQ without7
-	VMOVNTPS Y1, (R11)
-	JMP chosen8
-without7:
-	VMOVUPS Y1, (R11)
-chosen8:
-	ADDQ $32, DX
-	ADDQ SI, DX
-	ADDQ $32, DI
-	ADDQ R8, DI
-	ADDQ $32, R9
-	ADDQ R10, R9
-	ADDQ $32, R11
-	ADDQ R12, R11
-	SUBQ $1, CX
-	JNE alone6
-	JMP end5
 row1:
 	MOVQ kernelArgs_records(R14), AX
 	MOVQ kernelArgs_recordAt(R14), CX
@@ -14642,12 +14798,12 @@ column2:
 	VCVTPD2PSY Y6, X2
 	VINSERTF128 $1, X2, Y1, Y1
 	CMPB kernelArgs_stream(R14), $0
-	JEQ without9
+	JEQ without6
 	VMOVNTPS Y1, (R11)
-	JMP chosen10
-without9:
+	JMP chosen7
+without6:
 	VMOVUPS Y1, (R11)
-chosen10:
+chosen7:
 	ADDQ $32, DX
 	ADDQ $32, DI
 	ADDQ $32, R9
@@ -14723,55 +14879,6 @@ TEXT ·inputGrad64ColsReLU<>(SB), NOSPLIT, $0-16
 	SHLQ $2, CX
 	SUBQ CX, R11
 	VMOVDQU (R11), Y15
-	MOVQ kernelArgs_n(R14), CX
-	SUBQ $8, CX
-	JNE row1
-	MOVQ kernelArgs_recordRow(R14), CX
-	SUBQ $0, CX
-	JNE row1
-	MOVQ kernelArgs_records(R14), AX
-	MOVQ kernelArgs_rows(R14), CX
-alone6:
-	VMOVUPS 320(AX), Y0
-	VADDPS (DX), Y0, Y1
-	VCVTPS2PD X1, Y3
-	VEXTRACTF128 $1, Y1, X4
-	VCVTPS2PD X4, Y4
-	VCVTPS2PD (DI), Y5
-	VCVTPS2PD 16(DI), Y6
-	VMULPD (AX), Y3, Y2
-	VCMPPD $0x1d, 64(AX), Y2, Y2
-	VANDPS Y2, Y5, Y5
-	VMULPD 32(AX), Y4, Y2
-	VCMPPD $0x1d, 96(AX), Y2, Y2
-	VANDPS Y2, Y6, Y6
-	VSUBPD 128(AX), Y5, Y5
-	VMULPD 192(AX), Y3, Y3
-	VSUBPD Y3, Y5, Y5
-	VMULPD 256(AX), Y5, Y5
-	VSUBPD 160(AX), Y6, Y6
-	VMULPD 224(AX), Y4, Y4
-	VSUBPD Y4, Y6, Y6
-	VMULPD 288(AX), Y6, Y6
-	VCVTPD2PSY Y5, X1
-	VCVTPD2PSY Y6, X2
-	VINSERTF128 $1, X2, Y1, Y1
-	CMPB kernelArgs_stream(R14), $0
-	JEQ without7
-	VMOVNTPS Y1, (R9)
-	JMP chosen8
-without7:
-	VMOVUPS Y1, (R9)
-chosen8:
-	ADDQ $32, DX
-	ADDQ SI, DX
-	ADDQ $32, DI
-	ADDQ R8, DI
-	ADDQ $32, R9
-	ADDQ R10, R9
-	SUBQ $1, CX
-	JNE alone6
-	JMP end5
 row1:
 	MOVQ kernelArgs_records(R14), AX
 	MOVQ kernelArgs_recordAt(R14), CX
@@ -14805,12 +14912,12 @@ column2:
 	VCVTPD2PSY Y6, X2
 	VINSERTF128 $1, X2, Y1, Y1
 	CMPB kernelArgs_stream(R14), $0
-	JEQ without9
+	JEQ without6
 	VMOVNTPS Y1, (R9)
-	JMP chosen10
-without9:
+	JMP chosen7
+without6:
 	VMOVUPS Y1, (R9)
-chosen10:
+chosen7:
 	ADDQ $32, DX
 	ADDQ $32, DI
 	ADDQ $32, R9

@@ -11263,46 +11263,6 @@ TEXT ·inputGrad64ColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	MOVD kernelArgs_n(R23), R2
-	SUBS $8, R2
-	BNE row1
-	MOVD kernelArgs_recordRow(R23), R2
-	SUBS $0, R2
-	BNE row1
-	MOVD kernelArgs_records(R23), R0
-	MOVD kernelArgs_rows(R23), R2
-alone6:
-	FLDPQ 320(R0), (F0, F1)
-	FLDPQ (R3), (F4, F5)
-	FADD8(2, 0, 1)
-	WIDEN(1, 3, 4)
-	FLDPQ (R5), (F12, F13)
-	WIDEN(6, 5, 6)
-	FLDPQ 128(R0), (F0, F1)
-	FSUB4D(0, 5, 5)
-	FLDPQ 192(R0), (F0, F1)
-	FMUL4D(0, 3, 3)
-	FSUB4D(3, 5, 5)
-	FLDPQ 256(R0), (F0, F1)
-	FMUL4D(0, 5, 5)
-	FLDPQ 160(R0), (F0, F1)
-	FSUB4D(0, 6, 6)
-	FLDPQ 224(R0), (F0, F1)
-	FMUL4D(0, 4, 4)
-	FSUB4D(4, 6, 6)
-	FLDPQ 288(R0), (F0, F1)
-	FMUL4D(0, 6, 6)
-	NARROW(5, 6, 1)
-	FSTPQ (F2, F3), (R7)
-	ADD $32, R3
-	ADD R4, R3
-	ADD $32, R5
-	ADD R6, R5
-	ADD $32, R7
-	ADD R8, R7
-	SUBS $1, R2
-	BNE alone6
-	B end5
 row1:
 	MOVD kernelArgs_records(R23), R0
 	MOVD kernelArgs_recordAt(R23), R2
@@ -11407,52 +11367,6 @@ TEXT ·inputGrad64ColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	MOVD kernelArgs_n(R23), R2
-	SUBS $8, R2
-	BNE row1
-	MOVD kernelArgs_recordRow(R23), R2
-	SUBS $0, R2
-	BNE row1
-	MOVD kernelArgs_records(R23), R0
-	MOVD kernelArgs_rows(R23), R2
-alone6:
-	FLDPQ 320(R0), (F0, F1)
-	FLDPQ (R3), (F4, F5)
-	FADD8(2, 0, 1)
-	WIDEN(1, 3, 4)
-	FLDPQ (R5), (F12, F13)
-	WIDEN(6, 5, 6)
-	FLDPQ (R7), (F16, F17)
-	WIDEN(8, 7, 8)
-	FMUL4D(7, 5, 5)
-	FMUL4D(8, 6, 6)
-	FLDPQ 128(R0), (F0, F1)
-	FSUB4D(0, 5, 5)
-	FLDPQ 192(R0), (F0, F1)
-	FMUL4D(0, 3, 3)
-	FSUB4D(3, 5, 5)
-	FLDPQ 256(R0), (F0, F1)
-	FMUL4D(0, 5, 5)
-	FLDPQ 160(R0), (F0, F1)
-	FSUB4D(0, 6, 6)
-	FLDPQ 224(R0), (F0, F1)
-	FMUL4D(0, 4, 4)
-	FSUB4D(4, 6, 6)
-	FLDPQ 288(R0), (F0, F1)
-	FMUL4D(0, 6, 6)
-	NARROW(5, 6, 1)
-	FSTPQ (F2, F3), (R9)
-	ADD $32, R3
-	ADD R4, R3
-	ADD $32, R5
-	ADD R6, R5
-	ADD $32, R7
-	ADD R8, R7
-	ADD $32, R9
-	ADD R10, R9
-	SUBS $1, R2
-	BNE alone6
-	B end5
 row1:
 	MOVD kernelArgs_records(R23), R0
 	MOVD kernelArgs_recordAt(R23), R2
@@ -11563,56 +11477,6 @@ TEXT ·inputGrad64ColsReLU<>(SB), NOSPLIT, $0-16
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	MOVD kernelArgs_n(R23), R2
-	SUBS $8, R2
-	BNE row1
-	MOVD kernelArgs_recordRow(R23), R2
-	SUBS $0, R2
-	BNE row1
-	MOVD kernelArgs_records(R23), R0
-	MOVD kernelArgs_rows(R23), R2
-alone6:
-	FLDPQ 320(R0), (F0, F1)
-	FLDPQ (R3), (F4, F5)
-	FADD8(2, 0, 1)
-	WIDEN(1, 3, 4)
-	FLDPQ (R5), (F12, F13)
-	WIDEN(6, 5, 6)
-	FLDPQ (R0), (F0, F1)
-	FMUL4D(0, 3, 2)
-	FLDPQ 64(R0), (F0, F1)
-	FCMGE4D(0, 2, 2)
-	AND8(2, 5, 5)
-	FLDPQ 32(R0), (F0, F1)
-	FMUL4D(0, 4, 2)
-	FLDPQ 96(R0), (F0, F1)
-	FCMGE4D(0, 2, 2)
-	AND8(2, 6, 6)
-	FLDPQ 128(R0), (F0, F1)
-	FSUB4D(0, 5, 5)
-	FLDPQ 192(R0), (F0, F1)
-	FMUL4D(0, 3, 3)
-	FSUB4D(3, 5, 5)
-	FLDPQ 256(R0), (F0, F1)
-	FMUL4D(0, 5, 5)
-	FLDPQ 160(R0), (F0, F1)
-	FSUB4D(0, 6, 6)
-	FLDPQ 224(R0), (F0, F1)
-	FMUL4D(0, 4, 4)
-	FSUB4D(4, 6, 6)
-	FLDPQ 288(R0), (F0, F1)
-	FMUL4D(0, 6, 6)
-	NARROW(5, 6, 1)
-	FSTPQ (F2, F3), (R7)
-	ADD $32, R3
-	ADD R4, R3
-	ADD $32, R5
-	ADD R6, R5
-	ADD $32, R7
-	ADD R8, R7
-	SUBS $1, R2
-	BNE alone6
-	B end5
 row1:
 	MOVD kernelArgs_records(R23), R0
 	MOVD kernelArgs_recordAt(R23), R2

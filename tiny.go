@@ -578,7 +578,7 @@ func (w *workspace) unpack(dst, src []float32, b *block) {
 	}
 	if b.n < shortCopy {
 		k := kernelArgs{x: src, y: dst, rows: b.rows, n: b.n, stride: b.n, strideY: b.stepOut(), factor: 1}
-		k.stream = !b.held() && w.streams(&k)
+		k.stream = !b.held() && w.streams(&k, b.n)
 		w.plan.path.run(kernelTimes, cols, Identity, &k)
 		return
 	}
@@ -587,9 +587,12 @@ func (w *workspace) unpack(dst, src []float32, b *block) {
 	}
 }
 
-// streams reports whether a kernel of columns can write an output with non-temporal stores.
-func (w *workspace) streams(k *kernelArgs) bool {
-	return w.apply.stream && uintptr(unsafe.Pointer(&k.y[0]))%vectorBytes == 0 && (k.rows == 1 || k.strideY%lanes == 0)
+// streams reports whether a kernel of columns writes rows of n values of an output with non-temporal stores. They write whole
+// cache lines, or rows without gaps: the processor would write each part of a line to memory by itself.
+func (w *workspace) streams(k *kernelArgs, n int) bool {
+	address := uintptr(unsafe.Pointer(&k.y[0]))
+	return w.apply.stream && address%vectorBytes == 0 && (k.rows == 1 || k.strideY%lanes == 0 && k.strideY == n ||
+		k.strideY%lineLen == 0 && n%lineLen == 0 && address%(4*lineLen) == 0)
 }
 
 const vectorBytes = 4 * lanes
@@ -892,7 +895,7 @@ func (w *workspace) writeTiny(buf *buffers, coef []float32, b *block) {
 	}
 	if act.variant() != actCalled && b.res == nil {
 		k := kernelArgs{x: b.x, y: b.y, rows: b.rows, stride: b.step(), strideY: b.stepOut()}
-		k.stream = !b.held() && w.streams(&k)
+		k.stream = !b.held() && w.streams(&k, b.n)
 		w.affineProducts(&buf.constants, act, &k, coef, b.factors, b)
 		return
 	}
@@ -934,7 +937,7 @@ func (w *workspace) writeTinyDX(act Activation, buf *buffers, coef []float32, b 
 	}
 	if w.geo.layout == rows {
 		k.n, k.records = b.n, buf.constants.records64[:]
-		k.stream = w.streams(&k)
+		k.stream = w.streams(&k, b.n)
 		if b.n%lanes > 0 && !b.apart() {
 			k.x, k.dy, k.res = b.besides(k.x, buf.x[:]), b.besides(k.dy, buf.dy[:]), b.besides(k.res, buf.g[:])
 		}
@@ -943,7 +946,7 @@ func (w *workspace) writeTinyDX(act Activation, buf *buffers, coef []float32, b 
 		}
 	} else {
 		k.n, k.records, k.recordStep = b.n, b.records, bytes64
-		k.stream = !b.held() && w.streams(&k)
+		k.stream = !b.held() && w.streams(&k, b.n)
 	}
 	w.plan.path.run(kernelInputGrad64, cols, act64, &k)
 	if b.dres != nil && !packed {

@@ -262,8 +262,8 @@ type asm struct {
 	column    int                      // the current one of these columns
 	coef      reg                      // the records of constants, for a kernel that loads them itself
 	loadConst func(dst vec, field int) // loads a constant; set by the walk
-	// instead replaces lanes of a vector before it is stored to an output; nil if none are. Set by the walk.
-	instead func(a *asm, v vec, output reg)
+	// instead replaces lanes of a vector before it is stored to an output, as the j-th; nil if none are. Set by the walk.
+	instead func(a *asm, j int, v vec, output reg)
 }
 
 // newAsm begins a function whose arguments have the type args.
@@ -313,7 +313,7 @@ func (a *asm) write(src []vec, at func(j int) mem, tail bool) {
 	}
 	if a.instead != nil {
 		for j, v := range src {
-			a.instead(a, v, at(j).base)
+			a.instead(a, j, v, at(j).base)
 		}
 	}
 	if tail {

@@ -530,9 +530,11 @@ func largest(a *asm, v variant) {
 // inProducts emits the loops of a kernel that takes products in float64: some rows, whose
 // vectors one processes. The tensors come with their strides, the output is the last one.
 // rowBegins is called before a row, and advance after a vector. Unless ofRow is nil, it is called
-// after rowBegins with how many bytes the constants of the row are behind those of the first.
+// after rowBegins with how many bytes the constants of the row are behind those of the first. With
+// alone, rows of one vector that have the same constants have a loop of their own.
 // values is a free register, and between two rows t is.
-func inProducts(a *asm, values, t reg, tensors [][2]string, rowBegins, advance func(), ofRow func(behind reg), one func(at []mem, tail bool)) {
+func inProducts(a *asm, values, t reg, tensors [][2]string, rowBegins, advance func(), ofRow func(behind reg), alone bool,
+	one func(at []mem, tail bool)) {
 	var at []mem
 	var gaps []reg // from the last whole vector of a row to the next row
 	for _, names := range tensors {
@@ -555,7 +557,7 @@ func inProducts(a *asm, values, t reg, tensors [][2]string, rowBegins, advance f
 	a.andImm(values, lanes-1)
 	a.tail(values)
 
-	if ofRow != nil {
+	if alone {
 		eachAlone(a, values, at, gaps, rowBegins, func() { one(at, false) }, row, end)
 	}
 	a.label(row)
@@ -589,7 +591,7 @@ func inProducts(a *asm, values, t reg, tensors [][2]string, rowBegins, advance f
 	a.label(end)
 }
 
-// eachAlone emits the loop for rows of one vector with the same constants. Otherwise it goes to others.
+// eachAlone emits this loop. It goes to others for other rows, and to end after the last row.
 func eachAlone(a *asm, values reg, at []mem, gaps []reg, begins, one func(), others, end string) {
 	next := a.newLabel("alone")
 	a.arg(values, "n")
@@ -679,7 +681,7 @@ func (s *scaled) affine(z vec, x mem, tail bool) {
 func scale(a *asm, v variant) {
 	s, z, t := newScaled(a), a.newVec(), a.newVec()
 	ahead := a.newArg("fetch")
-	inProducts(a, a.newReg(), s.coef, [][2]string{scaledInput, scaledOutput}, s.rowBegins, s.advance, s.ofRow, func(at []mem, tail bool) {
+	inProducts(a, a.newReg(), s.coef, [][2]string{scaledInput, scaledOutput}, s.rowBegins, s.advance, s.ofRow, true, func(at []mem, tail bool) {
 		if !tail {
 			a.prefetch(mem{base: at[0].base, index: ahead, scale: 1})
 		}
@@ -867,7 +869,7 @@ func inputGrad64(a *asm, v variant) {
 	values, t := a.newReg(), k.records
 	begins, advance := func() { a.arg(k.records, "records") }, func() { a.addReg(k.records, step) }
 	ofRow := func(behind reg) { a.addReg(k.records, behind) }
-	inProducts(a, values, t, append(tensors, scaledOutput), begins, advance, ofRow, func(at []mem, tail bool) {
+	inProducts(a, values, t, append(tensors, scaledOutput), begins, advance, ofRow, false, func(at []mem, tail bool) {
 		a.load(k.n, k.field(field64N, 0))
 		k.operands(at[0], at[1], at[len(at)-2], inMemory(field64S), inMemory(field64L), tail)
 		for h, g := range k.g {
@@ -888,7 +890,7 @@ func chosen(a *asm, _ variant) {
 	a.shiftLeft(step, floatShift)
 	x, dy, mask := a.newVec(), a.newVec(), a.newVec()
 	begins, advance := func() { a.arg(coef, "coef") }, func() { a.addReg(coef, step) }
-	inProducts(a, a.newReg(), coef, [][2]string{scaledInput, scaledDY, scaledOutput}, begins, advance, nil, func(at []mem, tail bool) {
+	inProducts(a, a.newReg(), coef, [][2]string{scaledInput, scaledDY, scaledOutput}, begins, advance, nil, false, func(at []mem, tail bool) {
 		a.load(mask, mem{base: coef})
 		a.read(x, at[0], tail)
 		a.read(dy, at[1], tail)
@@ -912,7 +914,7 @@ func ofTinyZ(a *asm, _ variant) {
 	d, factor := pair{a.newVec(), a.newVec()}, pair{a.newVec(), a.newVec()}
 	a.allBits(magnitude)
 	a.shiftRight(magnitude, 1) // but for the sign
-	inProducts(a, a.newReg(), coef, [][2]string{scaledInput, scaledDY, scaledOutput}, func() {}, func() {}, nil, func(at []mem, tail bool) {
+	inProducts(a, a.newReg(), coef, [][2]string{scaledInput, scaledDY, scaledOutput}, func() {}, func() {}, nil, false, func(at []mem, tail bool) {
 		a.read(x, at[0], tail)
 		a.positive(positive, x)
 		a.op(opAnd, d[0], flip, positive)
@@ -950,7 +952,7 @@ func times(a *asm, _ variant) {
 	t := a.newReg()
 	a.argAddr(t, "factor")
 	a.broadcast64(factor, mem{base: t})
-	inProducts(a, t, a.newReg(), [][2]string{scaledInput, scaledOutput}, func() {}, func() {}, nil, func(at []mem, tail bool) {
+	inProducts(a, t, a.newReg(), [][2]string{scaledInput, scaledOutput}, func() {}, func() {}, nil, false, func(at []mem, tail bool) {
 		if tail {
 			a.loadTail(d, at[0])
 			a.widen(d64, d)

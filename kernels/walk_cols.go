@@ -62,6 +62,21 @@ func walkCols(a *asm, b body) {
 			f(at, tail)
 			b.storeSums(a, acc)
 		}
+		// vectors processes some vectors of a row, one or four that are given to a called function together.
+		vectors := func(n int) {
+			if n == 1 {
+				step(false)
+			} else {
+				a.columns = true
+				a.loadConst = func(dst vec, field int) {
+					a.load(dst, mem{base: coef, off: (a.column*b.record + field) * vecBytes})
+				}
+				b.four(func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }, false)
+				a.columns = false
+			}
+			b.advanceImm(a, n*vecBytes)
+			a.addImm(coef, n*b.record*vecBytes)
+		}
 		// The next quad of rows is prefetched in the order of memory.
 		fetch := b.sums != nil && len(height) > 1
 		if fetch {
@@ -81,14 +96,7 @@ func walkCols(a *asm, b body) {
 			a.subImm(values, quadValues)
 			a.branch(ifLess, few)
 			a.label(many)
-			a.columns = true
-			a.loadConst = func(dst vec, field int) {
-				a.load(dst, mem{base: coef, off: (a.column*b.record + field) * vecBytes})
-			}
-			b.four(func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }, false)
-			a.columns = false
-			b.advanceImm(a, quadSize*vecBytes)
-			a.addImm(coef, quadSize*b.record*vecBytes)
+			vectors(quadSize)
 			a.subImm(values, quadValues)
 			a.branch(ifNotLess, many)
 			a.label(few)
@@ -102,9 +110,7 @@ func walkCols(a *asm, b body) {
 			fetchAll()
 			a.addImm(ahead, (quadSize-1)*vecBytes) // the pointers advance by one vector more
 		}
-		step(false)
-		b.advanceImm(a, vecBytes)
-		a.addImm(coef, b.record*vecBytes)
+		vectors(1)
 		if b.sums != nil {
 			a.addImm(acc, len(b.sums)*vecBytes)
 		}
@@ -113,11 +119,7 @@ func walkCols(a *asm, b body) {
 
 		a.label(tail)
 		if holds {
-			held.end(a, begin, func() {
-				step(false)
-				b.advanceImm(a, vecBytes)
-				a.addImm(coef, b.record*vecBytes)
-			})
+			held.end(a, begin, vectors)
 		}
 		a.andImm(values, lanes-1)
 		a.branch(ifZero, next)
@@ -199,38 +201,57 @@ func (h *heldColumns) begin(a *asm) (label string) {
 	return label
 }
 
-// end goes over the held columns, if those before them end here, and goes on with those behind.
-func (h *heldColumns) end(a *asm, begin string, vector func()) {
-	none, more := a.newLabel("none"), a.newLabel("held")
+// end goes over the held columns, if those before them end here, and goes on with those behind. vectors processes one
+// vector, or four for a called function.
+func (h *heldColumns) end(a *asm, begin string, vectors func(n int)) {
+	none, few, done := a.newLabel("none"), a.newLabel("few"), a.newLabel("done")
 	a.subImm(h.left, 0)
 	a.branch(ifZero, none)
 	a.arg(h.values, "masks")
-	a.label(more)
-	a.arg(h.t, "fetch")
-	for _, t := range h.b.inputs {
-		a.prefetch(mem{base: t, index: h.t, scale: 1})
+	if h.b.calls {
+		a.subImm(h.left, quadValues)
+		a.branch(ifLess, few)
+		h.loop(a, quadSize, ifNotLess, vectors)
+		a.label(few)
+		a.addImm(h.left, quadValues)
+		a.subImm(h.left, 0)
+		a.branch(ifZero, done)
 	}
-	a.instead = h.instead
-	vector()
-	a.instead = nil
-	a.addImm(h.at, vecBytes)
-	a.addImm(h.values, vecBytes)
-	a.subImm(h.left, lanes)
-	a.branch(ifNotZero, more)
+	h.loop(a, 1, ifNotZero, vectors)
+	a.label(done)
 	a.arg(h.values, "behind")
 	a.jump(begin)
 	a.label(none)
 }
 
-// instead replaces the lanes of an output that are held.
-func (h *heldColumns) instead(a *asm, v vec, output reg) {
+// loop goes over some held vectors at a time, as long as the number of columns left fulfils a condition.
+func (h *heldColumns) loop(a *asm, n int, more cond, vectors func(n int)) {
+	again := a.newLabel("held")
+	a.label(again)
+	a.arg(h.t, "fetch")
+	for _, t := range h.b.inputs {
+		for line := 0; line < n*vecBytes; line += cacheLine {
+			a.prefetch(mem{base: t, index: h.t, scale: 1, off: line})
+		}
+	}
+	a.instead = h.instead
+	vectors(n)
+	a.instead = nil
+	a.addImm(h.at, n*vecBytes)
+	a.addImm(h.values, n*vecBytes)
+	a.subImm(h.left, n*lanes)
+	a.branch(more, again)
+}
+
+// instead replaces the lanes of an output that are held. j is the number of the vector in the loop.
+func (h *heldColumns) instead(a *asm, j int, v vec, output reg) {
 	name := "held"
 	if output != h.b.output {
 		name = "heldG"
 	}
 	mask, other := h.b.free[0], h.b.free[1]
 	a.arg(h.t, name)
-	a.load(mask, mem{base: h.values})
-	a.load(other, mem{base: h.t, index: h.at, scale: 1})
+	a.load(mask, mem{base: h.values, off: j * vecBytes})
+	a.load(other, mem{base: h.t, index: h.at, scale: 1, off: j * vecBytes})
 	a.blend(v, mask, v, other)
 }
