@@ -35,44 +35,44 @@ var lookedAt = map[string][2]bool{
 // and backward. Sums of zeros are exact, and no second sum makes a number of a NaN; sums of
 // tiny gradients are in float64, and so are those of large values that a sample finds.
 var takenAgainOf = map[string][2]int{
-	"usual":                            {takenOnce, takenOnce},
-	"1 % dead channels":                {takenOnce, takenOnce},
-	"10 % dead channels":               {takenOnce, takenOnce},
-	"100 % dead channels":              {takenOnce, takenOnce},
-	"dy = 0":                           {takenOnce, takenOnce},
-	"gamma = 0, beta = 0":              {takenOnce, takenOnce},
-	"constant channels":                {takenOnce, takenOnce},
-	"NaN in one channel":               {takenOnce, takenOnce},
-	"NaN in all channels":              {takenOnce, takenOnce},
-	"Inf in one channel":               {takenOnce, takenOnce},
-	"Inf in all channels":              {takenOnce, takenOnce},
-	"NaN under given statistics":       {takenOnce, takenOnce},
-	"Inf under given statistics":       {takenOnce, takenOnce},
-	"dy * 1e-30":                       {takenOnce, takenOnce},
-	"dy * 1e-38":                       {takenOnce, takenOnce}, // the gradients are scaled
-	"dy * 1e-38 in one channel":        {takenOnce, takenOnce},
-	"dy * 1e-38 in every 16th channel": {takenOnce, takenOnce},
-	"NaN in dy of all channels":        {takenOnce, takenOnce},
-	"dy * 1e36":                        {takenOnce, takenOnce}, // sums are in float64
-	"x * 1e20":                         {takenAgain, takenOnce},
-	"x * 1e20 in one channel":          {takenAgain, takenOnce},
-	"x * 1e-20":                        {takenOnce, takenOnce}, // sums are in float64
-	"x * 1e-25":                        {takenOnce, takenOnce}, // nothing beside epsilon
-	"x subnormal":                      {takenOnce, takenOnce},
-	"x subnormal, beta = 0":            {takenOnce, takenOnce},
-	"gamma = 1e-33, beta = 0":          {takenOnce, takenOnce},
-	"gamma = 1e-40, beta = 0":          {takenOnce, takenOnce},
-	"x subnormal in one channel":       {takenOnce, takenOnce},
-	"subnormal in turn":                {takenOnce, takenOnce},
-	"gamma = 1e30":                     {takenOnce, takenOnce},
-	"gamma = 1e-40":                    {takenOnce, takenOnce}, // products are in float64
-	"gamma = 1e-40 in one channel":     {takenOnce, takenOnce},
-	"mean 1e30, deviation 1e25":        {takenAgain, takenOnce},
-	"mean 1e35, deviation 1e30":        {takenAgain, takenOnce},
-	"dy * 1e-30, x * 1e-9":             {takenOnce, takenOnce},
-	"dy * 1e-25, gamma = 1e-15":        {takenOnce, takenOnce},
-	"x * 1e-12, gamma = 1e-28":         {takenOnce, takenOnce},
-	"kinds in turn":                    {someAgain, takenOnce},
+	"usual":                        {takenOnce, takenOnce},
+	"1 % dead channels":            {takenOnce, takenOnce},
+	"10 % dead channels":           {takenOnce, takenOnce},
+	"100 % dead channels":          {takenOnce, takenOnce},
+	"dy = 0":                       {takenOnce, takenOnce},
+	"gamma = 0, beta = 0":          {takenOnce, takenOnce},
+	"constant channels":            {takenOnce, takenOnce},
+	"NaN in one channel":           {takenOnce, takenOnce},
+	"NaN in all channels":          {takenOnce, takenOnce},
+	"Inf in one channel":           {takenOnce, takenOnce},
+	"Inf in all channels":          {takenOnce, takenOnce},
+	"NaN under given statistics":   {takenOnce, takenOnce},
+	"Inf under given statistics":   {takenOnce, takenOnce},
+	"dy * 1e-30":                   {takenOnce, takenOnce},
+	"dy * 1e-38":                   {takenOnce, takenOnce}, // the gradients are scaled
+	"dy * 1e-38 in one channel":    {takenOnce, takenOnce},
+	"dy * 1e-38 in every 16th":     {takenOnce, takenOnce},
+	"NaN in dy of all channels":    {takenOnce, takenOnce},
+	"dy * 1e36":                    {takenOnce, takenOnce}, // sums are in float64
+	"x * 1e20":                     {takenAgain, takenOnce},
+	"x * 1e20 in one channel":      {takenAgain, takenOnce},
+	"x * 1e-20":                    {takenOnce, takenOnce}, // sums are in float64
+	"x * 1e-25":                    {takenOnce, takenOnce}, // nothing beside epsilon
+	"x subnormal":                  {takenOnce, takenOnce},
+	"x subnormal, beta = 0":        {takenOnce, takenOnce},
+	"gamma = 1e-33, beta = 0":      {takenOnce, takenOnce},
+	"gamma = 1e-40, beta = 0":      {takenOnce, takenOnce},
+	"x subnormal in one channel":   {takenOnce, takenOnce},
+	"subnormal in turn":            {takenOnce, takenOnce},
+	"gamma = 1e30":                 {takenOnce, takenOnce},
+	"gamma = 1e-40":                {takenOnce, takenOnce}, // products are in float64
+	"gamma = 1e-40 in one channel": {takenOnce, takenOnce},
+	"mean 1e30, deviation 1e25":    {takenAgain, takenOnce},
+	"mean 1e35, deviation 1e30":    {takenAgain, takenOnce},
+	"dy * 1e-30, x * 1e-9":         {takenOnce, takenOnce},
+	"dy * 1e-25, gamma = 1e-15":    {takenOnce, takenOnce},
+	"x * 1e-12, gamma = 1e-28":     {takenOnce, takenOnce},
+	"kinds in turn":                {someAgain, takenOnce},
 }
 
 // The sums of a channel are taken a second time where float32 can't hold them, and

@@ -19,8 +19,8 @@ run: their calls alternate, and each counts with its least time. id is identity,
 ! is a number over the limit; a second limit is that of silu, of channels that are far from 0. - is what does
 not differ from usual data. Dead channels have a beta of -20. Kinds in turn are in adjacent channels: usual,
 dead, gamma = 0, constant, NaN, x * 1e20, dy * 1e-30, x * 1e-25; their limits are the means of these. Subnormal in turn are
-usual, x subnormal, usual, dy * 1e-38. Under given statistics x has one NaN or infinity per channel, and the statistics of
-backward passes and of frozen ones are those of usual data.`
+usual, x subnormal, usual, dy * 1e-38; every 16th stands for every 16th channel. Under given statistics x has one NaN or
+infinity per channel, and the statistics of backward passes and of frozen ones are those of usual data.`
 
 // modesNote stands above the table of modes.
 const modesNote = "The same, with ReLU, by way of a mask, of frozen statistics, of ghost batches and of the split pieces:"

@@ -110,7 +110,7 @@ func List() []Kind {
 		of("dy * 1e-30", all, tinyDY),
 		of("dy * 1e-38", all, subnormalDY),
 		of("dy * 1e-38 in one channel", math.MaxInt, change{dy: subnormalDY.dy, limit: 1.1}), // its own time only
-		of("dy * 1e-38 in every 16th channel", 16, change{dy: subnormalDY.dy, limit: 1.1}),
+		of("dy * 1e-38 in every 16th", 16, change{dy: subnormalDY.dy, limit: 1.1}),
 		of("dy * 1e36", all, largeDY),
 		of("x * 1e20", all, large),
 		of("x * 1e20 in one channel", math.MaxInt, change{x: large.x, limit: 1.1}), // its own time only
