@@ -83,7 +83,7 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 		if !t.all {
 			copyShort(t.own[s.first*coefLen:roundUp(s.end, lanes)*coefLen], w.coef[s.first*coefLen:])
 			w.setMasks(kinds, s)
-			last := max(0, s.first-besideSpans)
+			last := max(0, s.first-heldTogether)
 			if i > 0 {
 				last = t.spans[i-1].end
 			}
@@ -91,7 +91,7 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 		}
 	}
 	if end := t.spans[len(t.spans)-1].end; !t.all && end < padded {
-		keep(t.masks[end:min(end+besideSpans, padded)])
+		keep(t.masks[end:min(end+heldTogether, padded)])
 	}
 }
 
@@ -354,18 +354,18 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 	}
 }
 
-// heldOf returns the columns with spans, of n columns from column c on. If the kernel calls a function, they are in whole
-// quads of vectors, which it computes together.
+// heldOf returns which of n columns from column c on are held: those from the first span to the last. A called function
+// takes all of these in its groups.
 func (w *workspace) heldOf(spans []tinySpan, c, n int) tinySpan {
 	first, end := spans[0].clip(c, c+n).first-c, spans[len(spans)-1].clip(c, c+n).end-c
 	if w.apply.act.variant() == actCalled {
-		first, end = first/besideSpans*besideSpans, min(roundUp(end, besideSpans), n)
+		first, end = first/heldTogether*heldTogether, min(roundUp(end, heldTogether), n)
 	}
 	return tinySpan{first: c + first, end: c + end}
 }
 
-// besideSpans is how many columns, beside the spans in a row, may be held with them.
-const besideSpans = quadSize * lanes
+// heldTogether is the number of columns in a group that a called function takes together. Fewer are held beside spans.
+const heldTogether = quadSize * lanes
 
 // heldLen is how many outputs are held at a time.
 const heldLen = 4 * bufferLen

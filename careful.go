@@ -426,8 +426,8 @@ func (w *workspace) writeAside(buf *buffers, l *columnList, i, c, rows, n, strid
 	for r := 0; r < rows; r += most {
 		height, at := min(most, rows-r), i+r*stride
 		l.pick(s, buf, 0, at, height, m, stride)
-		held := buf.held(s, height*m)
-		b := block{rows: height, n: m, x: held.x, dy: held.dy, res: held.res, y: buf.y[:height*m]}
+		copied := buf.copies(s, height*m)
+		b := block{rows: height, n: m, x: copied.x, dy: copied.dy, res: copied.res, y: buf.y[:height*m]}
 		if s.dres != nil {
 			b.dres = buf.dres[:height*m]
 		}
@@ -530,7 +530,7 @@ func (w *workspace) packListed(s *stage, buf *buffers, l *columnList, r, rows, n
 			}
 		}
 	}
-	k := buf.held(s, rows*n)
+	k := buf.copies(s, rows*n)
 	if w.source != nil {
 		k = w.source.copied(s, buf, rows*n)
 	}

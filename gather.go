@@ -237,16 +237,16 @@ func copyShort(to, from []float32) {
 
 // copied returns the arguments for n values that were copied.
 func (g *source) copied(s *stage, buf *buffers, n int) kernelArgs {
-	k := buf.held(s, n)
+	k := buf.copies(s, n)
 	if g.inverted {
 		g.invert(&k)
 	}
 	return k
 }
 
-// held returns the arguments for n values in the buffers, of the tensors that a stage
+// copies returns the arguments for n values in the buffers, of the tensors that a stage
 // reads.
-func (b *buffers) held(s *stage, n int) kernelArgs {
+func (b *buffers) copies(s *stage, n int) kernelArgs {
 	k := kernelArgs{x: b.x[:n]}
 	if s.dy != nil {
 		k.dy = b.dy[:n]

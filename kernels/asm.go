@@ -262,7 +262,8 @@ type asm struct {
 	column    int                      // the current one of these columns
 	coef      reg                      // the records of constants, for a kernel that loads them itself
 	loadConst func(dst vec, field int) // loads a constant; set by the walk
-	// instead replaces lanes of a vector before it is stored to an output, as the j-th; nil if none are. Set by the walk.
+	// instead replaces lanes of a vector that is about to be stored to an output, as number j of some that are stored
+	// together. It is nil if no lanes are replaced. The walk sets it.
 	instead func(a *asm, j int, v vec, output reg)
 }
 

@@ -25,8 +25,7 @@ type computation struct {
 	near  *near
 	// far replaces z. It is nil if there are no far arguments. In float32 it takes |z| in t, and
 	// again after a call of lateT, reads z after a call of lateZ, and uses p, q[0] and r besides
-	// these; its results are not
-	// subnormal for |z| up to normal, which is 0 for a formula in float64.
+	// these. Its results are not subnormal for |z| up to normal, which is 0 for a formula in float64.
 	far    func(f *fn)
 	normal float32
 	sides  *sides // the formulas of far, if there is one for each sign: a pair of vectors takes only those that it needs

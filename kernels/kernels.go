@@ -531,7 +531,7 @@ func largest(a *asm, v variant) {
 // vectors one processes. The tensors come with their strides, the output is the last one.
 // rowBegins is called before a row, and advance after a vector. Unless ofRow is nil, it is called
 // after rowBegins with how many bytes the constants of the row are behind those of the first. With
-// alone, rows of one vector that have the same constants have a loop of their own.
+// alone, rows of one vector have a loop of their own, if all have the same constants.
 // values is a free register, and between two rows t is.
 func inProducts(a *asm, values, t reg, tensors [][2]string, rowBegins, advance func(), ofRow func(behind reg), alone bool,
 	one func(at []mem, tail bool)) {
@@ -591,7 +591,8 @@ func inProducts(a *asm, values, t reg, tensors [][2]string, rowBegins, advance f
 	a.label(end)
 }
 
-// eachAlone emits this loop. It goes to others for other rows, and to end after the last row.
+// eachAlone emits the loop over rows of one vector that have the same constants. For other rows it goes to others. After
+// the last row it goes to end.
 func eachAlone(a *asm, values reg, at []mem, gaps []reg, begins, one func(), others, end string) {
 	next := a.newLabel("alone")
 	a.arg(values, "n")

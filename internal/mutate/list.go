@@ -636,7 +636,7 @@ var mutations = []mutation{
 		old: "		a.subImm(h.left, 0)\n		a.branch(ifZero, done)\n	}\n", new: "		a.jump(done)\n	}\n"},
 	{name: "beside: columns before the first span keep the masks of another call", file: "beside.go", pkg: ".",
 		tests: "TestBesideStreamed",
-		old:   "last := max(0, s.first-besideSpans)", new: "last := s.first"},
+		old:   "last := max(0, s.first-heldTogether)", new: "last := s.first"},
 	{name: "beside: columns behind the last span keep the masks of another call", file: "beside.go", pkg: ".",
 		tests: "TestBesideStreamed",
 		old:   "!t.all && end < padded {", new: "false {"},
