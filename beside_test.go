@@ -170,6 +170,10 @@ func TestSpans(t *testing.T) {
 		{4, map[int]byte{3: g}, true, []tinySpan{{0, 8, true}}},
 		{4, map[int]byte{3: g}, false, []tinySpan{{0, 8, true}}},
 		{4, map[int]byte{3: g, 140: g}, true, []tinySpan{{0, 144, true}}},
+		{4, map[int]byte{3: g, 188: g}, false, []tinySpan{{0, 8, true}, {184, 192, true}}},
+		{4, map[int]byte{3: g, 100: g, 188: g}, false, []tinySpan{{0, 192, true}}},         // less than a third of the columns
+		{4, map[int]byte{3: g, 100: g, 188: g, 290: g}, false, []tinySpan{{0, 600, true}}}, // more
+		{4, map[int]byte{3: g, 100: g, 188: g, 290: g, 400: wide}, false, []tinySpan{{0, 192, true}, {288, 296, true}}},
 		{4, map[int]byte{3: g, 144: g}, true, []tinySpan{{0, 8, true}, {144, 152, true}}},
 		{4, map[int]byte{3: g, 100: g, 200: g, 300: g}, true, []tinySpan{{0, 208, true}, {296, 304, true}}},
 		{4, map[int]byte{3: g, 20: wide, 40: g}, true, []tinySpan{{0, 8, true}, {40, 48, true}}},
@@ -201,8 +205,10 @@ func TestSpans(t *testing.T) {
 			for _, s := range w.tinyColumns.spans {
 				in = in || s.first <= j && j < s.end
 			}
-			if kind&g != 0 && (!in || !w.tinyColumns.all && w.tinyColumns.masks[j] != 0) || kind == 0 && in && w.tinyColumns.masks[j] == 0 {
-				t.Errorf("%d rows, kinds %v: column %d of kind %d is in a span: %t, its mask is %v", c.rows, c.kinds, j, kind, in, w.tinyColumns.masks[j])
+			all := w.tinyColumns.all // which need no masks
+			keeps := in && !all && w.tinyColumns.masks[j] != 0
+			if kind&g != 0 && (!in || keeps) || kind == 0 && in && !all && !keeps {
+				t.Errorf("%d rows, kinds %v: column %d of kind %d is in a span: %t, keeps its output: %t", c.rows, c.kinds, j, kind, in, keeps)
 			}
 		}
 		p.release(w)
