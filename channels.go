@@ -203,6 +203,8 @@ const (
 	// channel is unusual if it is wide, or if its sums can't be relied on. Sums can be relied
 	// on if they are settled, if invstd is NaN, or if they are 0 and count*invstd*gradMin is
 	// at most weight. They are looked at closely if they are 0 and invstd is above trusted.
+	// If extent is given, a channel whose extent is not finite is usual, unless another one of
+	// the vector needs a closer look than at zeros.
 	channelBackward
 
 	// channelTrack is running = (1-weight)*running + weight*(mean*count), for a
@@ -333,7 +335,7 @@ func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, co
 	n := len(sumA)
 	v := p.whole(n)
 	for c := 0; c < v; c += callChannels {
-		k := channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], acc: acc[2*c:], shift: shift[c:],
+		k := &channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], acc: acc[2*c:], shift: shift[c:],
 			count: count, weight: weight, cross: cross}
 		k.run(channelFold)
 	}
@@ -353,7 +355,7 @@ func (p Path) foldStrips(sumA, sumB []float64, shift, x []float32, rows, stride 
 	probe := min(rows, probeRows)
 	most := max(lanes, min(callChannels, maxCall/rows&^(lanes-1)))
 	strips := func(c, n, counted int) { // the last columns are counted
-		k := channelArgs{n: n, sumA: sumA[c:], sumB: sumB[c:], shift: shift[c:], x: x[c:], rows: rows, probe: probe, stride: 4 * stride,
+		k := &channelArgs{n: n, sumA: sumA[c:], sumB: sumB[c:], shift: shift[c:], x: x[c:], rows: rows, probe: probe, stride: 4 * stride,
 			count: float64(rows), probeCount: float64(probe), large: large, epsilon: epsilon}
 		k.run(channelStrip)
 		if large == large && k.retaken != [lanes]int32{} {
@@ -377,7 +379,7 @@ func (p Path) reduceLanes(a, b, sums []float64) {
 	n := len(a)
 	v := p.whole(n)
 	for c := 0; c < v; c += callChannels {
-		k := channelArgs{n: min(callChannels, v-c), sums: sums[c*sumLen:], otherA: a[c:], otherB: b[c:]}
+		k := &channelArgs{n: min(callChannels, v-c), sums: sums[c*sumLen:], otherA: a[c:], otherB: b[c:]}
 		k.run(channelReduce)
 	}
 	for c := v; c < n; c++ {
@@ -391,7 +393,7 @@ func (p Path) reduceShort(a, b []float64, acc []float32) {
 	n := len(a)
 	v := p.whole(n)
 	for c := 0; c < v; c += callChannels {
-		k := channelArgs{n: min(callChannels, v-c), acc: acc[c*sumLen:], otherA: a[c:], otherB: b[c:]}
+		k := &channelArgs{n: min(callChannels, v-c), acc: acc[c*sumLen:], otherA: a[c:], otherB: b[c:]}
 		k.run(channelReduceShort)
 	}
 	for c := v; c < n; c++ {
@@ -415,7 +417,7 @@ func (p Path) flush(sums []float64, acc []float32) {
 	n := len(sums)
 	v := p.whole(n)
 	for i := 0; i < v; i += callChannels {
-		k := channelArgs{n: min(callChannels, v-i), sums: sums[i:], acc: acc[i:]}
+		k := &channelArgs{n: min(callChannels, v-i), sums: sums[i:], acc: acc[i:]}
 		k.run(channelFlush)
 	}
 	for i := v; i < n; i++ {
@@ -438,7 +440,7 @@ func (p Path) foldReduced(sumA, sumB, s, q []float64, shift []float32, before, c
 	n := len(sumA)
 	v := p.whole(n)
 	for c := 0; c < v; c += callChannels {
-		k := channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], otherA: s[c:], otherB: q[c:], shift: shift[c:],
+		k := &channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], otherA: s[c:], otherB: q[c:], shift: shift[c:],
 			count: count, weight: weight, cross: cross}
 		k.run(channelFoldReduced)
 	}
@@ -452,7 +454,7 @@ func (p Path) probeColumns(acc, shift []float32, count float64) {
 	n := len(shift)
 	v := p.whole(n)
 	for c := 0; c < v; c += callChannels {
-		k := channelArgs{n: min(callChannels, v-c), acc: acc[2*c:], shift: shift[c:], count: count}
+		k := &channelArgs{n: min(callChannels, v-c), acc: acc[2*c:], shift: shift[c:], count: count}
 		k.run(channelProbe)
 	}
 	for c := v; c < n; c++ {
@@ -465,7 +467,7 @@ func (p Path) addColumns(sumA, sumB []float64, acc []float32) {
 	n := len(sumA)
 	v := p.whole(n)
 	for c := 0; c < v; c += callChannels {
-		k := channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], acc: acc[2*c:]}
+		k := &channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], acc: acc[2*c:]}
 		k.run(channelAdd)
 	}
 	for c := v; c < n; c++ {
@@ -480,7 +482,7 @@ func (p Path) mergeMoments(sumA, sumB, otherA, otherB []float64, weight, cross f
 	n := len(sumA)
 	v := p.whole(n)
 	for c := 0; c < v; c += callChannels {
-		k := channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], otherA: otherA[c:], otherB: otherB[c:], weight: weight, cross: cross}
+		k := &channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], otherA: otherA[c:], otherB: otherB[c:], weight: weight, cross: cross}
 		k.run(channelMerge)
 	}
 	for c := v; c < n; c++ {
@@ -493,7 +495,7 @@ func (p Path) addSums(sumA, sumB, otherA, otherB []float64) {
 	n := len(sumA)
 	v := p.whole(n)
 	for c := 0; c < v; c += callChannels {
-		k := channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], otherA: otherA[c:], otherB: otherB[c:]}
+		k := &channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], otherA: otherA[c:], otherB: otherB[c:]}
 		k.run(channelAddSums)
 	}
 	for c := v; c < n; c++ {
@@ -652,14 +654,14 @@ func (w *workspace) setUsualMoments(c, c1 int, sums totals, settled, looked bool
 	}
 	ch, o := &w.channels, &w.saved
 	weight := o.momentum.value()
-	k := channelArgs{n: v, count: w.values, epsilon: w.plan.epsilon, weight: weight, cross: 1 - weight, correction: o.correction,
+	k := &channelArgs{n: v, count: w.values, epsilon: w.plan.epsilon, weight: weight, cross: 1 - weight, correction: o.correction,
 		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], variance: ch.variance[c:], invstd: ch.invstd[c:],
 		settled: allOnes(settled), precise: allOnes(settled), large: w.large()}
 	k.setLeast()
 	if looked {
 		k.extent = ch.extent[c:]
 	}
-	w.setAffineArgs(&k, c, staged)
+	w.setAffineArgs(k, c, staged)
 	k.savedMean, k.savedInvStd, k.running, k.runningVar = from(o.mean, c), from(o.invstd, c), from(o.running, c), from(o.runningVar, c)
 	if staged {
 		fillUp(c1, c+v, sums.a, sums.b)
@@ -769,8 +771,8 @@ func (w *workspace) setAffines(n int, mean, variance []float32) {
 	w.affines = true
 	for c, together := 0, fewChannels; c < n; {
 		next := w.setUsualAffines(c, n, mean, variance, false)
-		w.formed = w.formed || next < n
 		if next == c { // precise channels are looked for
+			w.formed = true
 			next = w.setUsualAffines(c, min(c+together, n), mean, variance, true)
 			together = mostSpan
 		}
@@ -795,7 +797,7 @@ func (w *workspace) setUsualAffines(c, n int, mean, variance []float32, precise 
 		return c
 	}
 	ch := &w.channels
-	k := channelArgs{n: v, mean: ch.mean[c:], invstd: ch.invstd[c:], epsilon: w.plan.epsilon, precise: allOnes(precise)}
+	k := &channelArgs{n: v, mean: ch.mean[c:], invstd: ch.invstd[c:], epsilon: w.plan.epsilon, precise: allOnes(precise)}
 	switch {
 	case mean != nil && staged:
 		k.running, k.runningVar = ch.stage(2, mean, c, v), ch.stage(3, variance, c, v)
@@ -804,7 +806,7 @@ func (w *workspace) setUsualAffines(c, n int, mean, variance []float32, precise 
 	case staged:
 		fillUp(n, c+v, ch.mean, ch.invstd)
 	}
-	w.setAffineArgs(&k, c, staged)
+	w.setAffineArgs(k, c, staged)
 	k.run(channelAffine)
 	next := min(c+v-k.n, n)
 	clear(ch.form[c:next])
@@ -946,25 +948,30 @@ func (w *workspace) setGrads64(c int, sums totals) {
 
 // setOtherGrads is setGrads for channels that are not in64, or have sums of 0.
 func (w *workspace) setOtherGrads(c0, c1 int, check bool, sums totals) {
+	looked := c0 // the end of the channels of which findInfinite has looked at some
 	for c, together := c0, w.firstLook(); c < c1; {
-		if next := w.setUsualGrads(c, c1, sums, !check); next > c {
+		last := c1
+		if c < looked {
+			last = looked
+		}
+		if next := w.setUsualGrads(c, last, sums, !check, c < looked); next > c {
 			w.saveSums(c, next, sums)
 			c = next
 			continue
 		}
-		if next := w.setInfiniteGrads(c, c1, check, sums); next > c {
-			w.saveSums(c, next, sums)
-			c = next
+		end, settled := min(c+together, last), totals{w.channels.sumA, w.channels.sumB, false}
+		if c >= looked && w.findInfinite(c, end, check, sums) {
+			looked = end
+			together = min(8*together, callChannels) // often many are alike
 			continue
 		}
-		end, settled := min(c+together, c1), totals{w.channels.sumA, w.channels.sumB, false}
-		together = mostSpan
+		end, together = min(end, c+mostSpan), mostSpan
 		if sums.ofSegments {
 			w.total(c, end)
 		}
-		w.gradientsAgain(c, end, check)
+		w.gradientsAgain(c, end, check, c < looked)
 		for c < end {
-			next := w.setUsualGrads(c, end, settled, true)
+			next := w.setUsualGrads(c, end, settled, true, false)
 			if next == c {
 				next = w.fewSlowly(c, end)
 				w.setGradsSlowly(c, next)
@@ -1051,7 +1058,7 @@ func (w *workspace) setAllGrads64(c, end int, sums totals) {
 	}
 	v := w.plan.path.whole(end - c)
 	if v > 0 {
-		k := channelArgs{n: v, count: w.values, sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:],
+		k := &channelArgs{n: v, count: w.values, sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:],
 			dgamma: ch.dgamma[c:], dbeta: ch.dbeta[c:], otherA: ch.k1[c:], otherB: ch.k2[c:],
 			gammaGrad: from(gammaGrad, c), betaGrad: from(w.betaGrad, c)}
 		k.run(channelGradients64)
@@ -1064,67 +1071,10 @@ func (w *workspace) setAllGrads64(c, end int, sums totals) {
 	}
 }
 
-// setInfiniteGrads is setGrads for channels from c to c1-1 as long as their sums are not finite because
-// x has NaN or infinities, or the gradients have: no powers make them finite. Without check the sums are
-// final. It returns the first channel that is left.
-func (w *workspace) setInfiniteGrads(c, c1 int, check bool, sums totals) (end int) {
-	ch := &w.channels
-	b := sums.b[c:min(c1, c+callChannels)] // where g is not finite, neither is this sum
-	a, invstd := sums.a[c:][:len(b)], ch.invstd[c:][:len(b)]
-	ofG, n := a[0]-a[0] != 0, 0
-	for n < len(b) && b[n]-b[n] != 0 && (a[n]-a[n] != 0) == ofG && invstd[n] == invstd[n] {
-		n++
-	}
-	if n == 0 || w.tinyOf(c) != 0 {
-		return c
-	}
-	end = w.firstUnusual(c, c+n)
-	if check {
-		w.largestOf(c, end, ofG)
-		if i := slices.IndexFunc(ch.extent[c:end], isNumber); i >= 0 {
-			end = c + i
-		}
-	}
-	if end < c1 { // whole vectors
-		end -= end % lanes
-	}
-	if end <= c {
-		return c
-	}
-	w.setAllGrads64(c, end, sums)
-	if w.frozen {
-		return end
-	}
-	for i := c; i < end; i += lanes {
-		k1, k2 := ch.fields.from(fieldK1, i), ch.fields.from(fieldK2, i)
-		for j := range min(lanes, end-i) {
-			k1[j], k2[j] = float32(ch.k1[i+j]), float32(ch.k2[i+j])
-		}
-	}
-	return end
-}
-
-// largestOf sets the extents of the channels c0 to c1-1 to the largest magnitudes of x, or of g.
-func (w *workspace) largestOf(c0, c1 int, ofG bool) {
-	ch, g, s := &w.channels, w.geo, w.measured(ofG)
-	if g.layout == cols && g.width == g.channels && g.height <= stripRows && w.source == nil && !s.computesG {
-		looked.Add(int64(c1 - c0))
-		most := maxCall / g.height &^ (lanes - 1)
-		for c := c0; c < c1; c += most {
-			w.largest(s.values()[c:], g.height, min(most, c1-c), g.width, ch.extent[c:])
-		}
-		return
-	}
-	for c := c0; c < c1; c++ {
-		ch.flag[c] = true
-	}
-	w.measure(c0, c1, ofG)
-	clear(ch.flag[c0:c1])
-}
-
 // setUsualGrads is setGrads for channels from c to c1-1 as long as they are usual. It
-// returns the first channel that is left. Settled sums are final.
-func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled bool) int {
+// returns the first channel that is left. Settled sums are final. With looked, those of channels
+// whose extent is not finite are, too.
+func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled, looked bool) int {
 	ch, f := &w.channels, &w.channels.fields
 	end := min(c1, c+callChannels)
 	if i := bytes.IndexByte(ch.form[c:end], wideForm); i >= 0 {
@@ -1138,7 +1088,7 @@ func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled bool) int {
 	if settled {
 		trusted = math.Inf(1)
 	}
-	k := channelArgs{n: v, count: w.values, weight: float64(w.least * w.values), trusted: trusted, settled: allOnes(settled),
+	k := &channelArgs{n: v, count: w.values, weight: float64(w.least * w.values), trusted: trusted, settled: allOnes(settled),
 		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:], neg: f.from(fieldN, c),
 		dgamma: ch.dgamma[c:], dbeta: ch.dbeta[c:], k1: f.from(fieldK1, c), k2: f.from(fieldK2, c), step: 4 * f.group}
 	gammaGrad, betaGrad := w.gammaGrad, w.betaGrad
@@ -1146,8 +1096,12 @@ func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled bool) int {
 		gammaGrad = nil
 	}
 	k.gammaGrad, k.betaGrad = from(gammaGrad, c), from(betaGrad, c)
+	if looked {
+		k.extent = ch.extent[c:]
+	}
 	if staged {
 		fillUp(c1, c+v, sums.a, sums.b, ch.mean, ch.invstd)
+		fillUp(c1, c+v, ch.extent)
 		k.gammaGrad, k.betaGrad = ch.stage(0, gammaGrad, c, v), ch.stage(1, betaGrad, c, v)
 	}
 	k.run(channelBackward)
@@ -1396,7 +1350,7 @@ func (p Path) track(running []float32, batch []float64, factor float64, m Moment
 		v = 0
 	}
 	for c := 0; c < v; c += callChannels {
-		k := channelArgs{n: min(callChannels, v-c), running: running[c:], mean: batch[c:], weight: w, cross: 1 - w, count: factor}
+		k := &channelArgs{n: min(callChannels, v-c), running: running[c:], mean: batch[c:], weight: w, cross: 1 - w, count: factor}
 		k.run(channelTrack)
 	}
 	for c := v; c < len(running); c++ {

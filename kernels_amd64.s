@@ -17694,6 +17694,10 @@ channels1:
 	VMULPD Y3, Y9, Y11
 	VSUBPD Y10, Y4, Y4
 	VSUBPD Y11, Y5, Y5
+	VSUBPD Y2, Y2, Y10
+	VSUBPD Y3, Y3, Y11
+	VSUBPD Y10, Y4, Y4
+	VSUBPD Y11, Y5, Y5
 	VMULPD Y6, Y4, Y4
 	VMULPD Y7, Y5, Y5
 	MOVQ channelArgs_dgamma(R14), SI
@@ -17775,8 +17779,17 @@ divided8:
 	VANDNPS Y10, Y8, Y10
 	VANDPS Y10, Y12, Y12
 	VXORPS constants<>+64(SB), Y12, Y12
+	MOVQ channelArgs_extent(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted9
+	MOVQ channelArgs_extent(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y10
+	VCMPPS $0x12, constants<>+96(SB), Y10, Y10
+	VANDPS Y10, Y12, Y12
+unwanted9:
 	VTESTPS Y12, Y12
-	JEQ usual9
+	JEQ usual10
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8
@@ -17805,7 +17818,7 @@ divided8:
 	VANDNPS Y11, Y9, Y9
 	VORPS Y9, Y8, Y13
 	VTESTPS Y13, Y13
-	JEQ everyday10
+	JEQ everyday11
 	VANDPS constants<>+416(SB), Y2, Y13
 	VCMPPD $0x1d, constants<>+672(SB), Y13, Y10
 	VCMPPD $0x12, constants<>+704(SB), Y13, Y13
@@ -17831,7 +17844,7 @@ divided8:
 	VINSERTF128 $1, X9, Y8, Y8
 	VANDPS Y8, Y12, Y12
 	VTESTPS Y12, Y12
-	JEQ everyday10
+	JEQ everyday11
 	VMOVUPS constants<>+64(SB), Y12
 	MOVQ channelArgs_invstd(R14), SI
 	ADDQ BX, SI
@@ -17917,7 +17930,7 @@ divided8:
 	VCMPPD $0x12, constants<>+800(SB), Y7, Y9
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
-	JEQ large11
+	JEQ large12
 	VXORPS Y8, Y8, Y8
 	VCMPPD $0x12, constants<>+0(SB), Y10, Y9
 	VCMPPD $0x12, constants<>+800(SB), Y10, Y14
@@ -17940,7 +17953,7 @@ divided8:
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
-	JEQ large11
+	JEQ large12
 	MOVQ channelArgs_dgamma(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8
@@ -17985,26 +17998,26 @@ divided8:
 	VCMPPD $0x12, constants<>+864(SB), Y7, Y7
 	VANDNPS Y7, Y9, Y7
 	VANDNPS Y12, Y7, Y12
-large11:
+large12:
 	MOVQ channelArgs_k2(R14), SI
 	ADDQ CX, SI
 	VCVTPD2PSY Y4, X4
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y4, Y4
 	VMOVUPS Y4, (SI)
-	JMP looked12
-everyday10:
+	JMP looked13
+everyday11:
 	MOVQ channelArgs_k2(R14), SI
 	ADDQ CX, SI
 	VMOVUPS (SI), Y10
 	VADDPS constants<>+0(SB), Y10, Y10
 	VMOVUPS Y10, (SI)
 	VMOVUPS constants<>+64(SB), Y12
-looked12:
+looked13:
 	VXORPS constants<>+64(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JNE unusual2
-usual9:
+usual10:
 	ADDQ $32, AX
 	ADDQ $64, BX
 	ADDQ DX, CX

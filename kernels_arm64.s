@@ -13184,51 +13184,55 @@ DATA backwardChannelsTable<>+128(SB)/8, $0xffffffffffffffff
 DATA backwardChannelsTable<>+136(SB)/8, $0xffffffffffffffff
 DATA backwardChannelsTable<>+144(SB)/8, $0xffffffffffffffff
 DATA backwardChannelsTable<>+152(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+160(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+168(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+176(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+184(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+192(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+200(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+208(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+216(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+224(SB)/8, $0x3c40000000000000
-DATA backwardChannelsTable<>+232(SB)/8, $0x3c40000000000000
-DATA backwardChannelsTable<>+240(SB)/8, $0x3c40000000000000
-DATA backwardChannelsTable<>+248(SB)/8, $0x3c40000000000000
-DATA backwardChannelsTable<>+256(SB)/8, $0x4620000000000000
-DATA backwardChannelsTable<>+264(SB)/8, $0x4620000000000000
-DATA backwardChannelsTable<>+272(SB)/8, $0x4620000000000000
-DATA backwardChannelsTable<>+280(SB)/8, $0x4620000000000000
-DATA backwardChannelsTable<>+288(SB)/8, $0x43b0000000000000
-DATA backwardChannelsTable<>+296(SB)/8, $0x43b0000000000000
-DATA backwardChannelsTable<>+304(SB)/8, $0x43b0000000000000
-DATA backwardChannelsTable<>+312(SB)/8, $0x43b0000000000000
-DATA backwardChannelsTable<>+320(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+328(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+336(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+344(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+352(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+360(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+368(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+376(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+384(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+392(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+400(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+408(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+416(SB)/8, $0x3cd0000000000000
-DATA backwardChannelsTable<>+424(SB)/8, $0x3cd0000000000000
-DATA backwardChannelsTable<>+432(SB)/8, $0x3cd0000000000000
-DATA backwardChannelsTable<>+440(SB)/8, $0x3cd0000000000000
-DATA backwardChannelsTable<>+448(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+456(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+464(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+472(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+480(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+488(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+496(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+504(SB)/8, $0x386fffffffffffff
-GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $512
+DATA backwardChannelsTable<>+160(SB)/8, $0x7f7fffff7f7fffff
+DATA backwardChannelsTable<>+168(SB)/8, $0x7f7fffff7f7fffff
+DATA backwardChannelsTable<>+176(SB)/8, $0x7f7fffff7f7fffff
+DATA backwardChannelsTable<>+184(SB)/8, $0x7f7fffff7f7fffff
+DATA backwardChannelsTable<>+192(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+200(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+208(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+216(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+224(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+232(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+240(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+248(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+256(SB)/8, $0x3c40000000000000
+DATA backwardChannelsTable<>+264(SB)/8, $0x3c40000000000000
+DATA backwardChannelsTable<>+272(SB)/8, $0x3c40000000000000
+DATA backwardChannelsTable<>+280(SB)/8, $0x3c40000000000000
+DATA backwardChannelsTable<>+288(SB)/8, $0x4620000000000000
+DATA backwardChannelsTable<>+296(SB)/8, $0x4620000000000000
+DATA backwardChannelsTable<>+304(SB)/8, $0x4620000000000000
+DATA backwardChannelsTable<>+312(SB)/8, $0x4620000000000000
+DATA backwardChannelsTable<>+320(SB)/8, $0x43b0000000000000
+DATA backwardChannelsTable<>+328(SB)/8, $0x43b0000000000000
+DATA backwardChannelsTable<>+336(SB)/8, $0x43b0000000000000
+DATA backwardChannelsTable<>+344(SB)/8, $0x43b0000000000000
+DATA backwardChannelsTable<>+352(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+360(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+368(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+376(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+384(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+392(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+400(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+408(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+416(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+424(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+432(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+440(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+448(SB)/8, $0x3cd0000000000000
+DATA backwardChannelsTable<>+456(SB)/8, $0x3cd0000000000000
+DATA backwardChannelsTable<>+464(SB)/8, $0x3cd0000000000000
+DATA backwardChannelsTable<>+472(SB)/8, $0x3cd0000000000000
+DATA backwardChannelsTable<>+480(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+488(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+496(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+504(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+512(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+520(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+528(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+536(SB)/8, $0x386fffffffffffff
+GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $544
 // func backwardChannels(id int, a *channelArgs)
 TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -13276,6 +13280,10 @@ channels1:
 	FADD4D(11, 9, 9)
 	FMUL4D(2, 8, 10)
 	FMUL4D(3, 9, 11)
+	FSUB4D(10, 4, 4)
+	FSUB4D(11, 5, 5)
+	FSUB4D(2, 2, 10)
+	FSUB4D(3, 3, 11)
 	FSUB4D(10, 4, 4)
 	FSUB4D(11, 5, 5)
 	FMUL4D(6, 4, 4)
@@ -13356,10 +13364,20 @@ divided8:
 	AND8(10, 12, 12)
 	FLDPQ 128(R24), (F28, F29)
 	EOR8(14, 12, 12)
+	MOVD channelArgs_extent(R23), R4
+	SUBS $0, R4
+	BEQ unwanted9
+	MOVD channelArgs_extent(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F20, F21)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE8(10, 14, 10)
+	AND8(10, 12, 12)
+unwanted9:
 	MOV8(12, 13)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, usual9
+	CBZ R15, usual10
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F16, F17)
@@ -13369,9 +13387,9 @@ divided8:
 	FLDPQ (R4), (F20, F21)
 	FLDPQ 32(R4), (F22, F23)
 	ORR8(10, 8, 8)
-	FLDPQ 160(R24), (F28, F29)
-	AND8(14, 8, 8)
 	FLDPQ 192(R24), (F28, F29)
+	AND8(14, 8, 8)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(8, 14, 8)
 	ADD $channelArgs_trusted, R23, R4
 	LD1R4D(4, 14)
@@ -13380,9 +13398,9 @@ divided8:
 	FCMGE4D(6, 6, 10)
 	BIC8(8, 10, 8)
 	ORR8(11, 9, 9)
-	FLDPQ 160(R24), (F28, F29)
-	AND8(14, 9, 9)
 	FLDPQ 192(R24), (F28, F29)
+	AND8(14, 9, 9)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(9, 14, 9)
 	ADD $channelArgs_trusted, R23, R4
 	LD1R4D(4, 14)
@@ -13393,36 +13411,36 @@ divided8:
 	ORR8(9, 8, 13)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, everyday10
-	FLDPQ 160(R24), (F28, F29)
+	CBZ R15, everyday11
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 2, 13)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(14, 13, 10)
 	FLDPQ 256(R24), (F28, F29)
+	FCMGE4D(14, 13, 10)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(13, 14, 13)
 	AND8(13, 10, 10)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 320(R24), (F28, F29)
 	FCMGE4D(6, 14, 13)
 	AND8(13, 10, 10)
-	FLDPQ 160(R24), (F28, F29)
-	AND8(14, 4, 13)
 	FLDPQ 192(R24), (F28, F29)
+	AND8(14, 4, 13)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(13, 14, 13)
 	AND8(13, 10, 10)
 	BIC8(10, 8, 8)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 3, 13)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(14, 13, 11)
 	FLDPQ 256(R24), (F28, F29)
+	FCMGE4D(14, 13, 11)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(13, 14, 13)
 	AND8(13, 11, 11)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 320(R24), (F28, F29)
 	FCMGE4D(7, 14, 13)
 	AND8(13, 11, 11)
-	FLDPQ 160(R24), (F28, F29)
-	AND8(14, 5, 13)
 	FLDPQ 192(R24), (F28, F29)
+	AND8(14, 5, 13)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(13, 14, 13)
 	AND8(13, 11, 11)
 	BIC8(11, 9, 9)
@@ -13430,13 +13448,13 @@ divided8:
 	AND8(8, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
-	CBZ R15, everyday10
+	CBZ R15, everyday11
 	FLDPQ 128(R24), (F24, F25)
 	MOVD channelArgs_invstd(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
 	FMUL4D(6, 0, 10)
-	FLDPQ 320(R24), (F28, F29)
+	FLDPQ 352(R24), (F28, F29)
 	FMUL4D(14, 10, 10)
 	ADD $channelArgs_weight, R23, R4
 	LD1R4D(4, 14)
@@ -13447,21 +13465,21 @@ divided8:
 	MOVD channelArgs_sumB(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F18, F19)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 8, 8)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 9, 9)
 	FCMGE4D(10, 8, 10)
 	FADD4D(9, 8, 11)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(11, 14, 8)
 	AND8(8, 7, 7)
 	ORR8(7, 10, 10)
-	FLDPQ 320(R24), (F28, F29)
+	FLDPQ 352(R24), (F28, F29)
 	FMUL4D(14, 0, 14)
 	FCMGE4D(14, 9, 9)
 	ORR8(9, 10, 10)
-	FLDPQ 352(R24), (F28, F29)
+	FLDPQ 384(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	AND8(11, 10, 10)
 	FCMGE4D(6, 6, 11)
@@ -13474,7 +13492,7 @@ divided8:
 	ADD R1, R4
 	FLDPQ 32(R4), (F12, F13)
 	FMUL4D(6, 0, 10)
-	FLDPQ 320(R24), (F28, F29)
+	FLDPQ 352(R24), (F28, F29)
 	FMUL4D(14, 10, 10)
 	ADD $channelArgs_weight, R23, R4
 	LD1R4D(4, 14)
@@ -13485,21 +13503,21 @@ divided8:
 	MOVD channelArgs_sumB(R23), R4
 	ADD R1, R4
 	FLDPQ 32(R4), (F18, F19)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 8, 8)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 9, 9)
 	FCMGE4D(10, 8, 10)
 	FADD4D(9, 8, 11)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(11, 14, 8)
 	AND8(8, 7, 7)
 	ORR8(7, 10, 10)
-	FLDPQ 320(R24), (F28, F29)
+	FLDPQ 352(R24), (F28, F29)
 	FMUL4D(14, 0, 14)
 	FCMGE4D(14, 9, 9)
 	ORR8(9, 10, 10)
-	FLDPQ 352(R24), (F28, F29)
+	FLDPQ 384(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	AND8(11, 10, 10)
 	FCMGE4D(6, 6, 11)
@@ -13508,79 +13526,79 @@ divided8:
 	BIC8(14, 11, 11)
 	BIC8(10, 11, 10)
 	BIC8(10, 12, 12)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 2, 10)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 4, 6)
-	FLDPQ 384(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(14, 10, 9)
 	BIC8(9, 12, 12)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(10, 14, 8)
-	FLDPQ 384(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(14, 6, 9)
 	BIC8(9, 12, 12)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(6, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 3, 11)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 5, 7)
-	FLDPQ 384(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(14, 11, 9)
 	BIC8(9, 12, 12)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 384(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(14, 7, 9)
 	BIC8(9, 12, 12)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(7, 14, 9)
 	ORR8(9, 8, 8)
 	MAXOFALL(8)
 	VMOV V16.S[0], R15
-	CBZ R15, large11
+	CBZ R15, large12
 	EOR8(8, 8, 8)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 9)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(10, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(6, 14, 9)
 	AND8(4, 9, 14)
 	ORR8(14, 8, 8)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(6, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(11, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(7, 14, 9)
 	AND8(5, 9, 14)
 	ORR8(14, 8, 8)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(7, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
 	MAXOFALL(8)
 	VMOV V16.S[0], R15
-	CBZ R15, large11
+	CBZ R15, large12
 	MOVD channelArgs_dgamma(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F16, F17)
 	FLDPQ 32(R4), (F18, F19)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 8, 8)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 9, 9)
 	FMUL4D(0, 8, 8)
 	FMUL4D(0, 9, 9)
@@ -13588,77 +13606,77 @@ divided8:
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 6, 6)
-	FLDPQ 448(R24), (F28, F29)
+	FLDPQ 480(R24), (F28, F29)
 	FMUL4D(14, 6, 6)
 	FCMGE4D(8, 6, 8)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 4, 6)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(6, 14, 6)
 	AND8(6, 8, 8)
 	BIC8(8, 4, 4)
-	FLDPQ 160(R24), (F28, F29)
-	AND8(14, 4, 6)
 	FLDPQ 192(R24), (F28, F29)
+	AND8(14, 4, 6)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 8)
-	FLDPQ 480(R24), (F28, F29)
+	FLDPQ 512(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(8, 10, 10)
 	BIC8(10, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(6, 14, 8)
-	FLDPQ 480(R24), (F28, F29)
+	FLDPQ 512(R24), (F28, F29)
 	FCMGE4D(6, 14, 6)
 	BIC8(8, 6, 6)
 	BIC8(6, 12, 12)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 7, 7)
-	FLDPQ 448(R24), (F28, F29)
+	FLDPQ 480(R24), (F28, F29)
 	FMUL4D(14, 7, 7)
 	FCMGE4D(9, 7, 9)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 5, 7)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
 	AND8(7, 9, 9)
 	BIC8(9, 5, 5)
-	FLDPQ 160(R24), (F28, F29)
-	AND8(14, 5, 7)
 	FLDPQ 192(R24), (F28, F29)
+	AND8(14, 5, 7)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
-	FLDPQ 480(R24), (F28, F29)
+	FLDPQ 512(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	BIC8(9, 11, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(7, 14, 9)
-	FLDPQ 480(R24), (F28, F29)
+	FLDPQ 512(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
 	BIC8(9, 7, 7)
 	BIC8(7, 12, 12)
-large11:
+large12:
 	MOVD channelArgs_k2(R23), R4
 	ADD R2, R4
 	NARROW(4, 5, 4)
 	FSTPQ (F8, F9), (R4)
-	B looked12
-everyday10:
+	B looked13
+everyday11:
 	MOVD channelArgs_k2(R23), R4
 	ADD R2, R4
 	FLDPQ (R4), (F20, F21)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FADD8(14, 10, 10)
 	FSTPQ (F20, F21), (R4)
 	FLDPQ 128(R24), (F24, F25)
-looked12:
+looked13:
 	FLDPQ 128(R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBNZ R15, unusual2
-usual9:
+usual10:
 	ADD $32, R0
 	ADD $64, R1
 	ADD R3, R2

@@ -47,13 +47,17 @@ func TestInfiniteGradientOfWide(t *testing.T) {
 	t.Parallel()
 	inf := float32(math.Inf(1))
 	x := []float32{3.1386497, -0.4992246, -1.7225182, -2.842221, -4.744463, -1.784308}
-	dy := []float32{-3.87, -0.75, -inf, -5.55, 12.6, -inf}
+	dy := []float32{-3.87, -0.75, -inf, -5.55, inf, -inf} // the gate of the fifth is closed
 	for _, scale := range []float32{1, 1e30, 1e33} {
-		for _, channels := range []int{1, 16, 20} {
+		for _, channels := range []int{1, 16, 20, -16} { // negative: all x are positive
+			offset := float32(0)
+			if channels < 0 {
+				offset, channels = 100, -channels
+			}
 			p := newProblem(batchnorm.Shape{Outer: len(x), Channels: channels, Inner: 1}, hasReLU|hasGammaBeta)
 			c := channels / 2
 			for r := range x {
-				p.x[r*channels+c], p.dy[r*channels+c] = x[r]*scale, dy[r]
+				p.x[r*channels+c], p.dy[r*channels+c] = (x[r]+offset)*scale, dy[r]
 			}
 			p.gamma[c], p.beta[c] = 1, 0.3
 			r := plain(batchnorm.Mask{}).same(t, p, waysOfModes(), slices.Clone)
@@ -108,7 +112,7 @@ func TestHugeDeviations(t *testing.T) {
 }
 
 // TestGatedInfinity: an infinite gradient where ReLU closes, or in padding, has no effect on sums that overflow
-// besides: these are taken again.
+// besides: these are taken again. The first channels have other gates, and usual gradients.
 func TestGatedInfinity(t *testing.T) {
 	t.Parallel()
 	for _, s := range []batchnorm.Shape{{Outer: 8, Channels: 24, Inner: 1}, {Outer: 90, Channels: 24, Inner: 1}, {Outer: 3, Channels: 24, Inner: 40}} {
@@ -120,12 +124,15 @@ func TestGatedInfinity(t *testing.T) {
 				mask.Valid[0] = false
 			}
 			for _, path := range batchnorm.Paths() {
-				x, dy, at := make([]float32, s.Len()), make([]float32, s.Len()), make([]int, s.Channels)
+				x, dy, at, beta := make([]float32, s.Len()), make([]float32, s.Len()), make([]int, s.Channels), make([]float32, s.Channels)
 				for i := range x {
-					k, n := at[channelOf(s, i)], s.PerChannel()
-					at[channelOf(s, i)]++
+					c := channelOf(s, i)
+					k, n := at[c], s.PerChannel()
+					at[c]++
 					x[i] = 1
 					switch {
+					case c < 16:
+						dy[i], beta[c] = 1, 10
 					case k == 0:
 						x[i], dy[i] = -1, float32(math.Inf(1))
 					case k == 1: // which is sampled, behind padding
@@ -136,8 +143,8 @@ func TestGatedInfinity(t *testing.T) {
 				}
 				dgamma, dbeta := make([]float32, s.Channels), make([]float32, s.Channels)
 				noError(t, newPlan(t, s, batchnorm.WithPath(path), batchnorm.WithActivation(act)).FrozenBackward(batchnorm.FrozenBackwardArgs{DY: dy, X: x,
-					Mean: make([]float32, s.Channels), Var: slices.Repeat([]float32{1}, s.Channels), Mask: mask, DX: make([]float32, s.Len()),
-					DGamma: dgamma, DBeta: dbeta}))
+					Mean: make([]float32, s.Channels), Var: slices.Repeat([]float32{1}, s.Channels), Beta: beta, Mask: mask,
+					DX: make([]float32, s.Len()), DGamma: dgamma, DBeta: dbeta}))
 				for c, v := range dbeta {
 					if v-v != 0 {
 						t.Fatalf("%v, %v, %v: dbeta[%d] is %g", s, act, path, c, v)

@@ -68,8 +68,8 @@ func (w *workspace) largest(x []float32, rows, n, stride int, acc []float32) {
 
 // larger is largest for more rows of the same columns.
 func (w *workspace) larger(x []float32, rows, n, stride int, acc []float32) {
-	k := kernelArgs{x: x, rows: rows, n: n, stride: stride, acc: acc, fetch: 4 * (fetchColumns + (quadSize-1)*stride)}
-	w.plan.path.run(kernelLargest, cols, Identity, &k)
+	k := &kernelArgs{x: x, rows: rows, n: n, stride: stride, acc: acc, fetch: 4 * (fetchColumns + (quadSize-1)*stride)}
+	w.plan.path.run(kernelLargest, cols, Identity, k)
 }
 
 // measure sets the extents of the flagged channels of c0 to c1-1 to their largest
@@ -490,21 +490,19 @@ func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 
 // gradientsAgain takes the sums of gradients again, if check is set, of channels whose sums
 // can't be relied on. It sets the extents and powers of channels whose dx may need scaled
-// values.
-func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
+// values. With looked, findInfinite has looked at the channels, and some sums are final.
+func (w *workspace) gradientsAgain(c0, c1 int, check, looked bool) {
 	ch := &w.channels
-	looks, overflowed, again := 0, 0, 0
+	looks, again := 0, 0
 	for c := c0; c < c1; c++ {
+		ch.flag[c] = false
+		if looked && !isNumber(ch.extent[c]) {
+			continue
+		}
 		ch.extent[c] = 0
 		if ch.flag[c] = w.doubted(c, check); ch.flag[c] {
 			looks++
-			if check && w.dgammaOverflowed(c) {
-				overflowed++
-			}
 		}
-	}
-	if overflowed > 0 {
-		looks = w.dropInfinite(c0, c1, check)
 	}
 	if looks == 0 {
 		return
@@ -523,7 +521,7 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 			}
 		}
 		switch {
-		case !check || !w.suspicious(c) || !isNumber(e) && !ch.isWide(c): // wide ones lack their z
+		case !check || !w.suspicious(c):
 			ch.flag[c] = false
 		case e == 0:
 			ch.flag[c], ch.sumA[c], ch.sumB[c] = false, 0, 0
@@ -543,29 +541,100 @@ func (w *workspace) doubted(c int, check bool) bool {
 	return (w.tinyOf(c) == 0 || w.channels.isWide(c)) && (check && w.suspicious(c) || !w.ordinary(c) && w.strange(c))
 }
 
-// dgammaOverflowed reports whether the sum for dgamma is not finite, by an overflow or by x, and that
-// for dbeta is.
-func (w *workspace) dgammaOverflowed(c int) bool {
+// findInfinite looks at the channels from c to end-1 whose sums are not finite, and reports whether there are any.
+// The sums are final if the gradients have NaN or infinities, or x has and the sum for dbeta is finite: no powers
+// make them finite. Then, and only then, the extent is not finite either. Without check all such sums are final.
+func (w *workspace) findInfinite(c, end int, check bool, sums totals) bool {
 	ch := &w.channels
-	return overflowed(ch.sumA[c], ch.sumB[c]) && !ch.isWide(c)
+	a, b, extent := sums.a[c:end], sums.b[c:end], ch.extent[c:end]
+	ofG := !allFinite(a)
+	if !ofG && allFinite(b) {
+		return false
+	}
+	if !check {
+		for i := range extent {
+			extent[i] = float32(math.Abs(a[i]-a[i]) + math.Abs(b[i]-b[i])) // 0 or NaN
+		}
+		return true
+	}
+	n := len(a)
+	plain := func(c int) bool { return !ch.isWide(c) && ch.invstd[c] == ch.invstd[c] }
+	if w.inStrips() && c%lanes == 0 && !w.anyTiny && !w.anyFormed(c, end) {
+		looked.Add(int64(n))
+		if !ofG { // all have finite gradients
+			w.largest(w.again.x[c:], w.geo.height, n, w.geo.width, ch.extent[c:])
+			return true
+		}
+		w.largestGradients(c, n)
+	} else {
+		clear(extent)
+		for i, p := range a {
+			ch.flag[c+i] = p-p != 0 && plain(c+i)
+		}
+		w.measure(c, end, true)
+	}
+	clear(ch.flag[c:end])
+	if anyOverflowed(a, b) {
+		for i, p := range a {
+			ch.flag[c+i] = overflowed(p, b[i]) && plain(c+i)
+		}
+		w.measure(c, end, false)
+		clear(ch.flag[c:end])
+	}
+	return true
 }
 
-// dropInfinite drops the flags of channels whose sum for dgamma is not finite because x has NaN or
-// infinities: no powers make it finite. It returns the number of the others.
-func (w *workspace) dropInfinite(c0, c1 int, check bool) (looks int) {
-	ch := &w.channels
-	for c := c0; c < c1; c++ {
-		ch.flag[c] = ch.flag[c] && w.dgammaOverflowed(c)
+// anyOverflowed reports whether some sums are as overflowed says.
+func anyOverflowed(p, r []float64) bool {
+	const exponent, one = 0x7ff << 52, 1 << 52
+	some := uint64(0)
+	for i, r := range r[:len(p)] {
+		some |= (math.Float64bits(r)&exponent + one) &^ (math.Float64bits(p[i])&exponent + one) // with the sign where it is not finite
 	}
-	w.measure(c0, c1, false)
-	for c := c0; c < c1; c++ {
-		infinite := ch.flag[c] && !isNumber(ch.extent[c])
-		ch.extent[c] = 0
-		if ch.flag[c] = !infinite && w.doubted(c, check); ch.flag[c] {
-			looks++
+	return some>>63 != 0
+}
+
+// largestGradients sets the extents of n channels from channel c on to the largest magnitudes of g. They are in strips.
+func (w *workspace) largestGradients(c, n int) {
+	g, s, extent := w.geo, w.measured(true), w.channels.extent[c:]
+	if !s.computesG {
+		w.largest(s.dy[c:], g.height, n, g.width, extent)
+		return
+	}
+	buf := w.buffers.take()
+	defer w.buffers.give(buf)
+	clear(extent[:roundUp(n, lanes)])
+	for at := 0; at < n; at += bufferLen {
+		for r := range g.height {
+			i, m := r*g.width+c+at, min(bufferLen, n-at)
+			k := &kernelArgs{x: s.x[i:], dy: s.dy[i:], res: from(s.res, i), y: buf.y[:], dres: buf.g[:], // dx is not used
+				act: w.act, coef: w.coef[(c+at)*coefLen:], rows: 1, n: m, stride: m}
+			w.plan.path.run(kernelInputGrad, cols, s.act, k)
+			w.larger(buf.g[:], 1, m, 0, extent[at:])
 		}
 	}
-	return looks
+}
+
+// allFinite reports whether there are no NaN and no infinities in a list.
+func allFinite(list []float64) bool {
+	for ; len(list) >= lanes; list = list[lanes:] {
+		v := (*[lanes]float64)(list)
+		if ((v[0]-v[0])+(v[1]-v[1]))+((v[2]-v[2])+(v[3]-v[3]))+(((v[4]-v[4])+(v[5]-v[5]))+((v[6]-v[6])+(v[7]-v[7]))) != 0 {
+			return false
+		}
+	}
+	for _, v := range list {
+		if v-v != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// inStrips reports whether every column is a channel of few values, in the caller's tensors, and there are vectors.
+func (w *workspace) inStrips() bool {
+	g := w.geo
+	return g.layout == cols && g.width == g.channels && g.height <= stripRows && w.source == nil && w.plan.path.whole(lanes) > 0
 }
 
 // tooFar flags channels whose sums overflowed when they were taken again: given statistics are far from

@@ -731,6 +731,8 @@ func backwardChannels(c *chans) {
 		c.add64(low, low, t) // the part that the float32 lacks
 		c.mul64(t, low, p)
 		c.sub64(r, r, t)
+		c.sub64(t, p, p) // NaN where g has infinities
+		c.sub64(r, r, t)
 		c.gradientConstants(p, r, i, low, t)
 		c.narrow(low[0], p, t[1])
 		c.store(low[0], mem{base: c.findConst("k1").at})
@@ -739,6 +741,11 @@ func backwardChannels(c *chans) {
 		c.tame(low, t)
 		c.op(opAnd, c.usual, c.usual, t[0])
 		c.opConstant(opXor, c.usual, c.usual, c.entry64(math.MaxUint64))
+		c.wanted("extent", func() {
+			c.load(t[0], mem{base: c.find32("extent").at})
+			c.opC(opLE, t[0], t[0], math.MaxFloat32)
+			c.op(opAnd, c.usual, c.usual, t[0])
+		})
 		closely(func() {
 			everyday := c.newLabel("everyday")
 			c.allowZeros(p, r, i, low, t, spare, everyday)
