@@ -112,11 +112,13 @@ type channelArgs struct {
 	probeInverse         float64 // 1/probeCount, like inverse
 	epsilon, correction  float64
 	x                    []float32
-	most, least          float32      // magnitudes that channelTiny looks at closely: up to most, and from least on
-	tiny                 float32      // the largest of tiny magnitudes
-	product, scaled      float32      // the bits of the largest tiny products plus those of 1: with other values, and with factors
-	rows, probe          int          // of x, and those of the probe
-	stride               int          // bytes from a row of x to the next
+	most, least          float32 // magnitudes that channelTiny looks at closely: up to most, and from least on
+	tiny                 float32 // the largest of tiny magnitudes
+	product, scaled      float32 // the bits of the largest tiny products plus those of 1: with other values, and with factors
+	rows, probe          int     // of x, and those of the probe
+	stride               int     // bytes from a row of x to the next
+	second, third        int     // bytes from the first row of x to the other sampled ones
+	fourth               int
 	settled              float64      // bits: all ones where sums are final, 0 otherwise
 	precise              float64      // bits: all ones where precise channels are as good as usual ones, 0 otherwise
 	close                float64      // no x-m overflows where invstd is at least this
@@ -214,7 +216,8 @@ const (
 	// channelStrip takes the moments of count rows of x: it sums the first probeCount rows with
 	// a shift of 0, as kernelMoments does, sets the shift as channelProbe does, sums all with
 	// this shift, and folds as channelFold does into a segment of no values. Where sumB is large
-	// then, and not safe, it does so again with sums in float64 (large.go).
+	// then, and not safe, it does so again with sums in float64 (large.go). Where the values in the
+	// first row and in second, third and fourth are small, it only takes sums in float64.
 	channelStrip
 
 	// channelGradients64 is gradient.set64, from sumA, sumB, mean, invstd and count to dgamma,
@@ -347,15 +350,16 @@ func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, co
 
 // foldStrips sets sumA, sumB and the shifts to those of a segment with the given rows of
 // x. The rows are stride values apart. The sums of columns are taken again in float64 if those
-// of squares are large and, with epsilon, not safe. It returns how many columns these are. The
-// path has vectors, and there are enough columns for one.
-func (p Path) foldStrips(sumA, sumB []float64, shift, x []float32, rows, stride int, large, epsilon float64) (again int) {
+// of squares are large and, with epsilon, not safe. It returns how many columns these are. Those of small
+// values in the sampled rows are sums in float64. The path has vectors, and there are enough columns for one.
+func (p Path) foldStrips(sumA, sumB []float64, shift, x []float32, rows, stride int, sampled *[tinySample]int, large, epsilon float64) (again int) {
 	n := len(sumA)
 	v := p.whole(n)
 	probe := min(rows, probeRows)
 	most := max(lanes, min(callChannels, maxCall/rows&^(lanes-1)))
 	strips := func(c, n, counted int) { // the last columns are counted
 		k := &channelArgs{n: n, sumA: sumA[c:], sumB: sumB[c:], shift: shift[c:], x: x[c:], rows: rows, probe: probe, stride: 4 * stride,
+			second: 4 * sampled[1] * stride, third: 4 * sampled[2] * stride, fourth: 4 * sampled[3] * stride,
 			count: float64(rows), probeCount: float64(probe), large: large, epsilon: epsilon}
 		k.run(channelStrip)
 		if large == large && k.retaken != [lanes]int32{} {

@@ -171,6 +171,15 @@ func stripCase(a *channelArgs, c int) bool {
 		a.sumA[c], a.sumB[c] = 0, 0
 		foldChannel(a.sumA, a.sumB, a.shift, c, s, q, a.count, 1, 0)
 	}
+	sampled := [tinySample]int{0, a.second / 4, a.third / 4, a.fourth / 4}
+	if hasSmallSpread(a.x, &sampled, c) {
+		p, _ := sum64(a.probe, 0)
+		a.shift[c] = shiftFor(p / a.probeCount)
+		k := a.shift[c]
+		p, r := sum64(a.rows, k)
+		fold(shifted(p, r, a.count, float64(k)))
+		return true
+	}
 	s, _ := sum(a.probe, 0)
 	k := shiftFor(s / a.probeCount)
 	a.shift[c] = k
@@ -373,6 +382,7 @@ func (s *channelSet) set(seed uint64) {
 		a.rows, a.stride = 1+int(seed)%stripRows, 4*s.channels
 		a.probe = min(a.rows, probeRows)
 		a.count, a.probeCount = float64(a.rows), float64(a.probe)
+		a.second, a.third, a.fourth = a.rows/4*a.stride, a.rows/2*a.stride, a.rows*3/4*a.stride
 	}
 	if a.large = math.NaN(); seed%4 > 0 {
 		a.large = largeSum(a.count)
@@ -428,6 +438,12 @@ func (s *channelSet) set(seed uint64) {
 					v *= a.count
 				}
 				values[i] = math.Ldexp(v, power)
+			}
+		}
+		if seed%13 > 2 && seed%13 < 6 && s.kernel == channelStrip { // small in some channels
+			for i, v := range values {
+				power := []int{-62, -54, -55, -80, -82, 0, 60, -66}[(i%s.channels+int(seed/13))%8]
+				values[i] = math.Ldexp(v+float64(seed%13-3), power)
 			}
 		}
 		if bad := int(seed/20) % len(values); s.kernel == channelForward && seed%20 == 10 { // which a gamma of 0 hides

@@ -84,6 +84,12 @@ func (w *workspace) strips(seg int, sums *columnSums, c int) (again int) {
 	g, s, n := w.geo, &w.sums, sums.n
 	r0, r1 := g.colWindow(seg)
 	most := n
+	var sampled [tinySample]int // rows
+	for i, at := range g.sampled {
+		if w.way.settles { // or small values are marked
+			sampled[i] = at / g.width
+		}
+	}
 	var buf *buffers
 	if w.source != nil {
 		most = bufferLen / (r1 - r0) &^ (lanes - 1)
@@ -99,7 +105,7 @@ func (w *workspace) strips(seg int, sums *columnSums, c int) (again int) {
 			k := w.source.columns(s, buf, r0*g.width+c+p, r1-r0, end-p)
 			x, stride = k.x, k.stride
 		}
-		again += w.plan.path.foldStrips(sums.a[p:end], sums.b[p:end], sums.shift[p:], x, r1-r0, stride, w.large(), w.plan.epsilon)
+		again += w.plan.path.foldStrips(sums.a[p:end], sums.b[p:end], sums.shift[p:], x, r1-r0, stride, &sampled, w.large(), w.plan.epsilon)
 	}
 	return again
 }

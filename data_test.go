@@ -137,8 +137,8 @@ func TestRescuedChannels(t *testing.T) {
 	}
 }
 
-// TestLargeInStrips: strips take the sums of columns again where squares are too large. They
-// have the bits of pure Go, also where the last task has too few columns for a strip.
+// TestLargeInStrips: strips take the sums of columns again where squares are too large, and take them in float64 where
+// these are subnormal. They have the bits of pure Go, also where the last task has too few columns for a strip.
 func TestLargeInStrips(t *testing.T) {
 	t.Parallel()
 	const workers = 5 // the last of 131 and 199 columns are fewer than a strip
@@ -158,16 +158,23 @@ func TestLargeInStrips(t *testing.T) {
 			t.Fatalf("%d rows are valid, want %d", at, s.Outer)
 		}
 		for _, epsilon := range []float64{0, batchnorm.DefaultEpsilon, 0x1p97, 0x1p99, 0x1p101} {
-			for seed := range 6 {
+			for seed := range 8 {
 				x := slices.Clone(usual[:s.Len()])
 				for i := range x {
-					// Squares that may be too large, are too large, or overflow.
+					// Squares that may be too large, are too large, or overflow, and those that are subnormal, or nearly so.
 					c := channelOf(s, i)
-					v := float64(x[i]) * []float64{1, 0x1p49, 0x1p50, 0x1p51, 0x1p66, 0x1p60, 1e36, 1e-30}[(c+c/8*seed)%8]
-					if seed == 0 {
+					v := float64(x[i]) * []float64{1, 0x1p49, 0x1p50, 0x1p51, 0x1p66, 0x1p60, 1e36, 1e-30, 1e-20, 0x1p-56, 0x1p-81}[(c+c/8*seed)%11]
+					switch {
+					case seed == 0:
 						v = float64(x[i]) * 1e20
+					case seed == 1:
+						v = float64(x[i]) * 1e-20
+					case seed == 2 && math.Abs(v) < 1e-19: // deviations from a larger mean
+						v = 0x1p-45 + float64(1+c%3)*v
+					case seed == 3 && math.Abs(v) < 1e-19 && i/s.Channels%9 == 5: // where no value is sampled, often
+						v = 1e3
 					}
-					if x[i] = float32(v); seed == 5 && c%16 < 2 && i/s.Channels == c%3 {
+					if x[i] = float32(v); seed >= 5 && c%16 < 2 && i/s.Channels == c%3 {
 						x[i] = float32(math.Inf(1 - c%2*2))
 					}
 				}

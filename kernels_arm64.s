@@ -13725,15 +13725,31 @@ DATA stripChannelsTable<>+32(SB)/8, $0x7fffffff7fffffff
 DATA stripChannelsTable<>+40(SB)/8, $0x7fffffff7fffffff
 DATA stripChannelsTable<>+48(SB)/8, $0x7fffffff7fffffff
 DATA stripChannelsTable<>+56(SB)/8, $0x7fffffff7fffffff
-DATA stripChannelsTable<>+64(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+72(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+80(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+88(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+96(SB)/8, $0x4630000000000001
-DATA stripChannelsTable<>+104(SB)/8, $0x4630000000000001
-DATA stripChannelsTable<>+112(SB)/8, $0x4630000000000001
-DATA stripChannelsTable<>+120(SB)/8, $0x4630000000000001
-GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $128
+DATA stripChannelsTable<>+64(SB)/8, $0x3080000030800000
+DATA stripChannelsTable<>+72(SB)/8, $0x3080000030800000
+DATA stripChannelsTable<>+80(SB)/8, $0x3080000030800000
+DATA stripChannelsTable<>+88(SB)/8, $0x3080000030800000
+DATA stripChannelsTable<>+96(SB)/8, $0x2480000024800000
+DATA stripChannelsTable<>+104(SB)/8, $0x2480000024800000
+DATA stripChannelsTable<>+112(SB)/8, $0x2480000024800000
+DATA stripChannelsTable<>+120(SB)/8, $0x2480000024800000
+DATA stripChannelsTable<>+128(SB)/8, $0x16ffffff16ffffff
+DATA stripChannelsTable<>+136(SB)/8, $0x16ffffff16ffffff
+DATA stripChannelsTable<>+144(SB)/8, $0x16ffffff16ffffff
+DATA stripChannelsTable<>+152(SB)/8, $0x16ffffff16ffffff
+DATA stripChannelsTable<>+160(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+168(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+176(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+184(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+192(SB)/8, $0xffffffffffffffff
+DATA stripChannelsTable<>+200(SB)/8, $0xffffffffffffffff
+DATA stripChannelsTable<>+208(SB)/8, $0xffffffffffffffff
+DATA stripChannelsTable<>+216(SB)/8, $0xffffffffffffffff
+DATA stripChannelsTable<>+224(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+232(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+240(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+248(SB)/8, $0x4630000000000001
+GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $256
 // func stripChannels(id int, a *channelArgs)
 TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -13753,8 +13769,8 @@ channels1:
 	MOVD R0, R5
 	MOVD channelArgs_probe(R23), R6
 	SUBS $4, R6
-	BLT rest6
-quads5:
+	BLT rest8
+quads7:
 	FLDPQ (R5), (F6, F7)
 	PRFM 64(R5), PLDL1KEEP
 	ADD R4, R5
@@ -13772,35 +13788,35 @@ quads5:
 	FADD8(5, 3, 3)
 	FADD8(3, 0, 0)
 	SUBS $4, R6
-	BGE quads5
-rest6:
+	BGE quads7
+rest8:
 	ADD $4, R6
 	SUBS $0, R6
-	BEQ done8
-row7:
+	BEQ done10
+row9:
 	FLDPQ (R5), (F6, F7)
 	PRFM 64(R5), PLDL1KEEP
 	ADD R4, R5
 	FADD8(3, 0, 0)
 	SUBS $1, R6
-	BNE row7
-done8:
+	BNE row9
+done10:
 	MOV8(0, 4)
 	WIDEN(4, 3, 4)
 	MOVD channelArgs_probeInverse(R23), R5
 	SUBS $0, R5
-	BEQ divide9
+	BEQ divide11
 	ADD $channelArgs_probeInverse, R23, R5
 	LD1R4D(5, 14)
 	FMUL4D(14, 3, 3)
 	FMUL4D(14, 4, 4)
-	B divided10
-divide9:
+	B divided12
+divide11:
 	ADD $channelArgs_probeCount, R23, R5
 	LD1R4D(5, 14)
 	FDIV4D(14, 3, 3)
 	FDIV4D(14, 4, 4)
-divided10:
+divided12:
 	NARROW(3, 4, 3)
 	FLDPQ (R24), (F28, F29)
 	EOR8(14, 3, 3)
@@ -13808,13 +13824,90 @@ divided10:
 	FCMGE8(4, 4, 4)
 	AND8(4, 3, 3)
 	MOV8(3, 2)
+	FSTPQ (F4, F5), (R1)
+	FLDPQ (R0), (F18, F19)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 9, 12)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE8(12, 14, 12)
+	MOV8(12, 4)
+	MAXOFALL(4)
+	VMOV V8.S[0], R15
+	CBZ R15, ordinary5
+	MOVD channelArgs_second(R23), R5
+	ADD R0, R5
+	FLDPQ (R5), (F24, F25)
+	FSUB8(9, 12, 12)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 12, 12)
+	MOVD channelArgs_third(R23), R5
+	ADD R0, R5
+	FLDPQ (R5), (F10, F11)
+	FSUB8(9, 5, 5)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 5, 5)
+	SMAX8(5, 12, 12)
+	MOVD channelArgs_fourth(R23), R5
+	ADD R0, R5
+	FLDPQ (R5), (F10, F11)
+	FSUB8(9, 5, 5)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 5, 5)
+	SMAX8(5, 12, 12)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 12, 12)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE8(12, 14, 7)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGT8(14, 12, 12)
+	AND8(7, 12, 12)
+	MOV8(12, 4)
+	MAXOFALL(4)
+	VMOV V8.S[0], R15
+	CBZ R15, ordinary5
+	EOR8(3, 3, 3)
+	EOR8(4, 4, 4)
+	MOVD R0, R5
+	MOVD channelArgs_probe(R23), R6
+probe646:
+	FLDPQ (R5), (F16, F17)
+	WIDEN(8, 7, 8)
+	FADD4D(7, 3, 3)
+	FADD4D(8, 4, 4)
+	ADD R4, R5
+	SUBS $1, R6
+	BNE probe646
+	MOVD channelArgs_probeInverse(R23), R5
+	SUBS $0, R5
+	BEQ divide13
+	ADD $channelArgs_probeInverse, R23, R5
+	LD1R4D(5, 14)
+	FMUL4D(14, 3, 3)
+	FMUL4D(14, 4, 4)
+	B divided14
+divide13:
+	ADD $channelArgs_probeCount, R23, R5
+	LD1R4D(5, 14)
+	FDIV4D(14, 3, 3)
+	FDIV4D(14, 4, 4)
+divided14:
+	NARROW(3, 4, 3)
+	FLDPQ (R24), (F28, F29)
+	EOR8(14, 3, 3)
+	FSUB8(3, 3, 4)
+	FCMGE8(4, 4, 4)
+	AND8(4, 3, 3)
+	BIT8(12, 3, 2)
+	FSTPQ (F4, F5), (R1)
+	ORR8(12, 2, 2)
+ordinary5:
 	EOR8(0, 0, 0)
 	EOR8(1, 1, 1)
 	MOVD R0, R5
 	MOVD channelArgs_rows(R23), R6
 	SUBS $4, R6
-	BLT rest12
-quads11:
+	BLT rest16
+quads15:
 	FLDPQ (R5), (F6, F7)
 	FADD8(3, 2, 3)
 	FMUL8(3, 3, 4)
@@ -13840,12 +13933,12 @@ quads11:
 	FADD8(3, 0, 0)
 	FADD8(4, 1, 1)
 	SUBS $4, R6
-	BGE quads11
-rest12:
+	BGE quads15
+rest16:
 	ADD $4, R6
 	SUBS $0, R6
-	BEQ done14
-row13:
+	BEQ done18
+row17:
 	FLDPQ (R5), (F6, F7)
 	FADD8(3, 2, 3)
 	FMUL8(3, 3, 4)
@@ -13853,18 +13946,23 @@ row13:
 	FADD8(3, 0, 0)
 	FADD8(4, 1, 1)
 	SUBS $1, R6
-	BNE row13
-done14:
+	BNE row17
+done18:
 	FCMGT8(11, 1, 12)
 	FLDPQ 32(R24), (F28, F29)
 	AND8(14, 0, 4)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	FCMGE8(4, 14, 4)
 	AND8(4, 12, 12)
+	FCMGE8(2, 2, 4)
+	BIC8(12, 4, 12)
+	FLDPQ 192(R24), (F28, F29)
+	EOR8(14, 12, 12)
 	MOV8(12, 3)
 	MAXOFALL(3)
 	VMOV V6.S[0], R15
 	CBZ R15, summed2
+	FLDPQ (R1), (F24, F25)
 	EOR8(3, 3, 3)
 	EOR8(5, 5, 5)
 	EOR8(4, 4, 4)
@@ -13875,7 +13973,7 @@ row644:
 	FLDPQ (R5), (F16, F17)
 	WIDEN(8, 7, 8)
 	FLDPQ (R5), (F20, F21)
-	FADD8(10, 2, 10)
+	FADD8(10, 12, 10)
 	WIDEN(10, 9, 10)
 	FADD4D(7, 3, 3)
 	FADD4D(8, 4, 4)
@@ -13886,7 +13984,7 @@ row644:
 	ADD R4, R5
 	SUBS $1, R6
 	BNE row644
-	WIDEN(2, 9, 10)
+	WIDEN(12, 9, 10)
 	ADD $channelArgs_count, R23, R5
 	LD1R4D(5, 14)
 	FMUL4D(14, 9, 7)
@@ -13899,18 +13997,18 @@ row644:
 	FADD4D(8, 6, 6)
 	MOVD channelArgs_inverse(R23), R5
 	SUBS $0, R5
-	BEQ divide15
+	BEQ divide19
 	ADD $channelArgs_inverse, R23, R5
 	LD1R4D(5, 14)
 	FMUL4D(14, 3, 7)
 	FMUL4D(14, 4, 8)
-	B divided16
-divide15:
+	B divided20
+divide19:
 	ADD $channelArgs_count, R23, R5
 	LD1R4D(5, 14)
 	FDIV4D(14, 3, 7)
 	FDIV4D(14, 4, 8)
-divided16:
+divided20:
 	FMUL4D(7, 3, 3)
 	FMUL4D(8, 4, 4)
 	FSUB4D(3, 5, 5)
@@ -13927,18 +14025,18 @@ summed2:
 	WIDEN(1, 5, 6)
 	MOVD channelArgs_inverse(R23), R5
 	SUBS $0, R5
-	BEQ divide17
+	BEQ divide21
 	ADD $channelArgs_inverse, R23, R5
 	LD1R4D(5, 14)
 	FMUL4D(14, 3, 7)
 	FMUL4D(14, 4, 8)
-	B divided18
-divide17:
+	B divided22
+divide21:
 	ADD $channelArgs_count, R23, R5
 	LD1R4D(5, 14)
 	FDIV4D(14, 3, 7)
 	FDIV4D(14, 4, 8)
-divided18:
+divided22:
 	FMUL4D(7, 3, 3)
 	FMUL4D(8, 4, 4)
 	FSUB4D(3, 5, 5)
@@ -13955,41 +14053,46 @@ divided18:
 	FCMGE4D(14, 6, 4)
 	MOVD channelArgs_inverse(R23), R5
 	SUBS $0, R5
-	BEQ divide19
+	BEQ divide23
 	ADD $channelArgs_inverse, R23, R5
 	LD1R4D(5, 14)
 	FMUL4D(14, 5, 0)
 	FMUL4D(14, 6, 1)
-	B divided20
-divide19:
+	B divided24
+divide23:
 	ADD $channelArgs_count, R23, R5
 	LD1R4D(5, 14)
 	FDIV4D(14, 5, 0)
 	FDIV4D(14, 6, 1)
-divided20:
+divided24:
 	ADD $channelArgs_epsilon, R23, R5
 	LD1R4D(5, 14)
 	FADD4D(14, 0, 0)
 	FADD4D(14, 1, 1)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(14, 0, 0)
 	AND8(0, 3, 3)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(14, 1, 1)
 	AND8(1, 4, 4)
-	NARROW(3, 4, 2)
+	NARROW(3, 4, 9)
 	ADD $channelArgs_retaken, R23, R5
 	FLDPQ (R5), (F24, F25)
-	ADD8(2, 12, 12)
+	ADD8(9, 12, 12)
 	FSTPQ (F24, F25), (R5)
+	WIDEN(2, 9, 10)
+	FCMGE4D(9, 9, 9)
+	BIC8(3, 9, 3)
+	FCMGE4D(10, 10, 10)
+	BIC8(4, 10, 4)
 	FLDPQ (R2), (F4, F5)
-	BIT8(3, 2, 7)
+	BIF8(3, 2, 7)
 	FLDPQ (R3), (F4, F5)
-	BIT8(3, 2, 5)
+	BIF8(3, 2, 5)
 	FLDPQ 32(R2), (F4, F5)
-	BIT8(4, 2, 8)
+	BIF8(4, 2, 8)
 	FLDPQ 32(R3), (F4, F5)
-	BIT8(4, 2, 6)
+	BIF8(4, 2, 6)
 settled3:
 	FSTPQ (F14, F15), (R2)
 	FSTPQ (F16, F17), 32(R2)

@@ -1,5 +1,7 @@
 package batchnorm
 
+import "math"
+
 // Large values. Squares of them leave float32's range, so the moments of their channels are
 // sums in float64: with K the shift of a window, P is the sum of x, and R that of x*(x-K). From
 // these S = P - n*K, the sum of x-K, and Q = R - K*S, that of (x-K)^2, go the way of
@@ -16,7 +18,7 @@ const largeLeast = 0x1p+50
 
 // The sampled values of a channel are small if their distance is from smallLeast to smallMost: squares of such
 // distances are subnormal. Those of smaller distances are 0, and take no assist. Only channels are looked at whose
-// first value is at most smallFirst: larger ones are farther apart, or equal.
+// first value is at most smallFirst: larger ones are farther apart, or equal. Strips look at the same values.
 const (
 	smallLeast = 0x1p-81
 	smallMost  = 0x1p-54
@@ -39,25 +41,33 @@ const (
 
 // ---- which channels
 
-// samplesMoments reports whether the phases take moments of channels that may be marked. Columns
-// of few rows are not: these stay in a cache, so that second sums cost little, and strips take them.
+// samplesMoments reports whether the phases take moments of channels that may be marked. Strips look for small
+// values themselves.
 func (w *workspace) samplesMoments(do phases) bool {
-	return !w.backward && do&takeSums != 0 && (w.geo.layout == rows || w.geo.height > stripRows)
+	return !w.backward && do&takeSums != 0 && (w.marksLarge() || !choose(w.geo, w.situation(do), w.plan.limits).settles)
 }
+
+// marksLarge reports whether channels of large values are marked. Columns of few rows are not: these stay in
+// a cache, so that second sums cost little, and strips take them.
+func (w *workspace) marksLarge() bool { return w.geo.layout == rows || w.geo.height > stripRows }
 
 // lookMoments marks a channel by the bits of the first and of the largest of its sampled magnitudes, all of
 // which are numbers: of large values if the first is large, and of small ones if their squares may be subnormal.
 func (w *workspace) lookMoments(k *samples, c int, first, most uint32) {
 	switch {
 	case most >= infinityBits:
-	case first >= largeBits:
+	case first >= math.Float32bits(k.least):
 		w.mark(c, largeValues)
-	case most <= smallFirstBits && most >= smallLeastBits:
-		if spread := spreadAt(k.values, k.at, c*k.next); spread >= smallLeast && spread <= smallMost {
+	case maySpread(most):
+		if hasSmallSpread(k.values, k.at, c*k.next) {
 			w.mark(c, smallValues)
 		}
 	}
 }
+
+// maySpread reports whether the values of a channel may be small, given the bits of the largest magnitude. Their
+// distances are at most twice as large.
+func maySpread(most uint32) bool { return most <= smallFirstBits && most >= smallLeastBits-1<<23 }
 
 // mark marks a channel.
 func (w *workspace) mark(c int, as byte) {
@@ -77,6 +87,22 @@ func spreadAt(values []float32, at *[tinySample]int, behind int) (spread float32
 		spread = max(spread, d, -d)
 	}
 	return spread
+}
+
+// hasSmallSpread reports whether the largest distance of a sampled value from the first one is small. They lie behind
+// those of channel 0.
+func hasSmallSpread(values []float32, at *[tinySample]int, behind int) bool {
+	spread := spreadAt(values, at, behind)
+	return spread >= smallLeast && spread <= smallMost
+}
+
+// smallInStrip reports whether a strip has taken the moments of a channel in float64 since its values are small.
+func (w *workspace) smallInStrip(c int) bool {
+	if !w.way.settles {
+		return false
+	}
+	at, next := w.sampledValues()
+	return hasSmallSpread(w.apply.x, at, c*next)
 }
 
 // isLarge reports whether a channel is marked, as one of large values or of small ones.

@@ -455,7 +455,7 @@ func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 	}
 	unsafe := func(c int) bool {
 		m2 := ch.sumB[c]
-		return !(m2 >= least && m2 <= most || m2 >= settled || sumsAreSafe(m2/n, epsilon) || w.isLarge(c))
+		return !(m2 >= least && m2 <= most || m2 >= settled || sumsAreSafe(m2/n, epsilon) || w.isLarge(c) || w.smallInStrip(c))
 	}
 	looks, again := 0, 0
 	for c := c0; c < c1; c++ {

@@ -21,6 +21,7 @@ type situation struct {
 	costly   bool // backward: the activation's derivative takes longer to compute than to store and to read again
 	storable bool // backward: an output may hold g between the two phases
 	masked   bool // values come from a source: gathered by a mask, or computed from y
+	marked   bool // forward: there are channels whose moments are sums in float64 from the start
 }
 
 // phases is the set of phases that a call has.
@@ -210,15 +211,13 @@ func chooseCols(w *way, g *geometry, s situation, l limits) {
 		tensors--
 	}
 	w.inOrder = s.path == PathAVX2 && s.do&applyThem != 0 && 4*(g.outer*g.channels*g.inner*tensors+coefLen*g.width) >= l.l1
-	// The more rows a strip has, the more of its values share cache sets: a tensor of 32 rows may
-	// have twice the size of the first-level cache, one of 64 rows its size. Gathered rows lie side
-	// by side in a buffer, some columns at a time. The more rows, the shorter are the pieces that are
-	// copied, and windows copy only the rows of the probe twice.
-	few := g.height <= stripRows && 4*g.outer*g.channels*g.inner*g.height <= 2*32*l.l1
+	// Gathered rows lie side by side in a buffer, some columns at a time. The more rows, the shorter are
+	// the pieces that are copied, and windows copy only the rows of the probe twice.
+	few := g.height <= stripRows
 	if s.masked {
 		few = g.height <= l.gathered
 	}
-	w.strips = s.path != PathGeneric && s.do&takeSums != 0 && !s.backward && g.height > 0 && few
+	w.strips = s.path != PathGeneric && s.do&takeSums != 0 && !s.backward && !s.marked && g.height > 0 && few
 	// Columns are cut only where the segments are too few for the workers.
 	w.tasks = g.width
 	if want := ceilDiv(2*s.workers, max(1, g.segments)); s.workers > 1 && want > 1 {

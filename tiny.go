@@ -125,7 +125,7 @@ func (w *workspace) samplesOf(do phases) samples {
 	switch k.moments = w.samplesMoments(do); {
 	case w.backward:
 		k.least = hugeLeast
-	case k.moments:
+	case k.moments && w.marksLarge():
 		k.least = largeLeast
 	}
 	return k
@@ -320,7 +320,7 @@ func (w *workspace) findUnusualAside(s *samples, n int) {
 					w.beginTiny()
 				}
 				tiny[i] |= kind
-			case most >= hugeBits || s.moments && (most <= smallFirstBits && most >= smallLeastBits || most >= largeBits):
+			case most >= hugeBits || s.moments && (maySpread(most) || most >= largeBits):
 				w.lookAt(s, j+i, firsts[i], most)
 			case most-1 < smallFirstBits:
 				small = true

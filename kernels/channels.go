@@ -334,8 +334,12 @@ func (c *chans) broadcastArg(field string, t reg) vec {
 	return constVec
 }
 
-// Limits, as in ../stats.go.
+// Limits, as in ../stats.go and ../large.go.
 const (
+	smallLeast = 0x1p-81
+	smallMost  = 0x1p-54
+	smallFirst = 0x1p-30
+
 	sureMin   = 0x1p-100
 	sureMax   = 0x1p+100
 	tameMin   = 0x1p-60
@@ -1089,6 +1093,7 @@ func stripChannels(c *chans) {
 	}
 	c.loop(func() {
 		summed, settled, row64 := c.newLabel("summed"), c.newLabel("settled"), c.newLabel("row64")
+		ordinary, probe64 := c.newLabel("ordinary"), c.newLabel("probe64")
 		sum("probe", 1, func(dst pair) {
 			c.load(dst[0], mem{base: at})
 			c.prefetch(mem{base: at, off: cacheLine})
@@ -1098,6 +1103,46 @@ func stripChannels(c *chans) {
 		c.divideBy("probeCount", "probeInverse", a, a, at)
 		c.shiftFor(a)
 		c.move(k, a[0])
+		// Where values are small, the shift is that of sums in float64, which waits in memory, and float32
+		// sums have a shift of NaN, so that no product takes an assist.
+		c.store(k, mem{base: shift.at})
+		c.load(e[0], mem{base: x.at})
+		c.abs(t, e[0])
+		c.opC(opLE, t, t, smallFirst)
+		c.ifNoneKept(t, a[1], ordinary)
+		for i, row := range []string{"second", "third", "fourth"} {
+			v := b[0]
+			if i == 0 {
+				v = t
+			}
+			c.arg(at, row)
+			c.addReg(at, x.at)
+			c.load(v, mem{base: at})
+			c.sub(v, v, e[0])
+			c.abs(v, v)
+			if i > 0 {
+				c.op(opMaxInt, t, t, v)
+			}
+		}
+		c.within(t, math.Nextafter32(smallLeast, 0), smallMost, d[0])
+		c.ifNoneKept(t, a[1], ordinary)
+		for h := range a {
+			c.zero(a[h])
+		}
+		c.asm.move(at, x.at)
+		c.arg(left, "probe")
+		c.label(probe64)
+		c.widenFrom(d, mem{base: at})
+		c.add64(a, a, d)
+		c.addReg(at, stride)
+		c.subImm(left, 1)
+		c.branch(ifNotZero, probe64)
+		c.divideBy("probeCount", "probeInverse", a, a, at)
+		c.shiftFor(a)
+		c.blend(k, t, a[0], k)
+		c.store(k, mem{base: shift.at})
+		c.op(opOr, k, k, t)
+		c.label(ordinary)
 		sum("rows", len(sums), func(dst pair) {
 			c.addMem(dst[0], k, mem{base: at}, dst[0], false)
 			c.mul(dst[1], dst[0], dst[0])
@@ -1106,9 +1151,13 @@ func stripChannels(c *chans) {
 		c.abs(a[1], sums[0]) // values that are not finite gain nothing by sums in float64
 		c.opC(opLE, a[1], a[1], math.MaxFloat32)
 		c.op(opAnd, t, t, a[1])
+		c.op(opLE, a[1], k, k)
+		c.op(opAndNot, t, t, a[1])
+		c.opConstant(opXor, t, t, c.entry64(math.MaxUint64)) // or are small
 		c.ifNoneKept(t, a[0], summed)
-		// Some are too large, as it seems. Their moments in float64 wait in memory. The sum of their
+		// Some are too large, as it seems, or small. Their moments in float64 wait in memory. The sum of the
 		// probe and all deviations are finite: otherwise the sum of deviations would not be.
+		c.load(t, mem{base: shift.at})
 		for h := range a {
 			c.zero(a[h])
 			c.zero(b[h])
@@ -1117,7 +1166,7 @@ func stripChannels(c *chans) {
 		c.arg(left, "rows")
 		c.label(row64)
 		c.widenFrom(d, mem{base: at})
-		c.addMem(e[1], k, mem{base: at}, e[1], false)
+		c.addMem(e[1], t, mem{base: at}, e[1], false)
 		c.widen(e, e[1])
 		c.add64(a, a, d)
 		c.mul64(e, e, d)
@@ -1125,7 +1174,7 @@ func stripChannels(c *chans) {
 		c.addReg(at, stride)
 		c.subImm(left, 1)
 		c.branch(ifNotZero, row64)
-		c.widen(e, k)
+		c.widen(e, t)
 		c.mul64(d, e, scalarPair(c.broadcastArg("count", at)))
 		c.add64(a, a, d)
 		c.mul64(d, e, a)
@@ -1151,18 +1200,23 @@ func stripChannels(c *chans) {
 		c.branch(ifZero, settled)
 		c.set(again, 0)
 		c.tooLarge(a, b, sums, at)
-		c.narrow(k, a, t)
+		c.narrow(e[0], a, t)
 		c.argAddr(at, "retaken")
 		c.load(t, mem{base: at})
-		c.op(opAddInt, t, t, k)
+		c.op(opAddInt, t, t, e[0])
 		c.store(t, mem{base: at})
+		c.widen(e, k)
+		for h := range a {
+			c.op(opGE64, e[h], e[h], e[h])
+			c.op(opAndNot, a[h], a[h], e[h]) // neither large nor small
+		}
 		for h := range a {
 			for _, v := range []struct {
 				of  pair
 				sum array
 			}{{d, sumA}, {b, sumB}} {
 				c.load(k, mem{base: v.sum.at, off: h * vecBytes})
-				c.blend(v.of[h], a[h], k, v.of[h])
+				c.blend(v.of[h], a[h], v.of[h], k)
 			}
 		}
 		c.label(settled)
