@@ -158,7 +158,11 @@ func (w *workspace) sumMoments(s *rowScratch, in64 bool, c int, segment window, 
 	clear(sumB)
 	a, b := s.a[:n], s.b[:n]
 	probe := segment.probe()
-	w.sumWindow(&w.sums, s, c, probe, s.zero, &s.none, nil, a, b)
+	if w.isSmall(c) { // squares in float32 would take an assist each
+		w.sumLargeRows(c, probe, s.zero, a, b)
+	} else {
+		w.sumWindow(&w.sums, s, c, probe, s.zero, &s.none, nil, a, b)
+	}
 	for i := 0; in64 && i < n; i++ {
 		if a[i]-a[i] != 0 {
 			w.sumLargeRows(c+i, probe, s.zero, a[i:i+1], b)

@@ -324,6 +324,8 @@ var mutations = []mutation{
 		old: "spread = max(spread, d, -d)", new: "if spread == 0 {\n			spread = max(d, -d)\n		}"},
 	{name: "small values: columns beside others have float32 sums, too", file: "cols.go", pkg: ".", tests: "TestSmallHidden",
 		old: "			shift[j] = float32(math.NaN())\n", new: "			shift[j] = float32(math.Sqrt(0))\n"},
+	{name: "small values: the first shift of rows takes squares", file: "rows.go", pkg: ".", tests: "TestNoAssists",
+		old: "	if w.isSmall(c) { // squares", new: "	if c < 0 && w.isSmall(c) { // squares"},
 	{name: "small values: their first shift depends on their neighbours", file: "large.go", pkg: ".", tests: "TestKindsSameBits|TestSmallHidden",
 		old: " || w.isSmall(w.channelOf(l.at[i]))", new: ""},
 	{name: "infinite sums: of x where the gradients' are", file: "rescue.go", pkg: ".", tests: "TestInfiniteBesideOthers",
