@@ -320,6 +320,13 @@ func (w *workspace) findUnusualAside(s *samples, n int) {
 					w.beginTiny()
 				}
 				tiny[i] |= kind
+			case most >= hugeBits && kind == tinyGradients: // isHuge looks no further
+				if most < infinityBits && magnitudeBits(firsts[i]) >= hugeBits {
+					if !w.anyTiny {
+						w.beginTiny()
+					}
+					tiny[i] |= kind
+				}
 			case most >= hugeBits || s.moments && (maySpread(most) || most >= largeBits):
 				w.lookAt(s, j+i, firsts[i], most)
 			case most-1 < smallFirstBits:
@@ -367,8 +374,14 @@ func (w *workspace) findTinyProducts(s *samples, c, end int) {
 		w.largestSampled(other[c:], s.at, others)
 	}
 	for i, v := range extent {
-		if most := math.Float32bits(v); most-1 < smallFirstBits && w.hasTinyProducts(c+i, s.kind, most, math.Float32bits(others[i])) {
-			w.beginTiny()
+		most, other := math.Float32bits(v), math.Float32bits(others[i])
+		if most-1 >= smallFirstBits {
+			continue
+		}
+		if s.kind == tinyGradients && isTinyProduct(most, other, tinyProductBits) || w.hasTinyProducts(c+i, s.kind, most, other) {
+			if !w.anyTiny {
+				w.beginTiny()
+			}
 			w.channels.tiny[c+i] |= s.kind
 		}
 	}
