@@ -103,8 +103,85 @@ func TestManyBeside(t *testing.T) {
 	}
 }
 
-// TestManyBesideBorders: lists of channels with tiny gradients are full within a vector, or at its end, after
-// any number of them, and all of their channels have the results that they have among channels like them.
+// TestCallsAreShortBeside: the constants of many channels, of which every other one has tiny gradients, take more than one call.
+func TestCallsAreShortBeside(t *testing.T) {
+	s := Shape{2, 2*callChannels + 100, 1}
+	x, dy := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(2, s.Len(), -1, 1)
+	for i := 0; i < len(dy); i += 2 {
+		dy[i] = float32(float64(dy[i]) * 1e-38)
+	}
+	for _, path := range Paths() {
+		p, err := NewPlan(s, WithPath(path), WithWorkers(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		longest := longestCalls(func() {
+			err = p.Backward(BackwardArgs{X: x, DY: dy, DX: make([]float32, s.Len()), DGamma: make([]float32, s.Channels)})
+		})
+		if n := longest[watchChannels]; err != nil || n > callChannels {
+			t.Errorf("%v: %d channels, at most %d are wanted, and %v", path, n, callChannels, err)
+		}
+	}
+}
+
+// TestMarksForgotten: sums that overflow are taken again after a call in which their channels had tiny gradients, while
+// their neighbours have these.
+func TestMarksForgotten(t *testing.T) {
+	for _, s := range []Shape{{8, 40, 1}, {90, 40, 1}, {2, 40, 30}} {
+		x, usual := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(2, s.Len(), -1, 1)
+		at := make([]int, s.Channels)
+		before, dy := make([]float32, s.Len()), make([]float32, s.Len())
+		for i, v := range usual {
+			c := i / s.Inner % s.Channels
+			before[i], dy[i] = v, v
+			odd := c%2 == 1
+			switch at[c]++; {
+			case !odd:
+				dy[i] = float32(float64(v) * 1e-38)
+			case at[c] > 2 && at[c] <= 5: // which are not sampled, or few of which are
+				dy[i] = 3e38
+			case at[c] > 5 && at[c] <= 8:
+				dy[i] = -3e38
+			}
+			if odd {
+				before[i] = float32(float64(v) * 1e-38)
+			}
+		}
+		for _, path := range Paths() {
+			p, err := NewPlan(s, WithPath(path), WithWorkers(1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			fresh, err := NewPlan(s, WithPath(path), WithWorkers(1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			run := func(p *Plan, dy []float32) (dx, dbeta []float32) {
+				dx, dbeta = make([]float32, s.Len()), make([]float32, s.Channels)
+				if err := p.Backward(BackwardArgs{X: x, DY: dy, DX: dx, DBeta: dbeta}); err != nil {
+					t.Fatal(err)
+				}
+				return dx, dbeta
+			}
+			wantDX, want := run(fresh, dy)
+			run(p, before)
+			gotDX, got := run(p, dy)
+			for c, v := range got {
+				if v-v != 0 || math.Float32bits(v) != math.Float32bits(want[c]) {
+					t.Errorf("%v, %v: dbeta[%d] is %g, want %g", s, path, c, v, want[c])
+				}
+			}
+			for i, v := range gotDX {
+				if math.Float32bits(v) != math.Float32bits(wantDX[i]) {
+					t.Fatalf("%v, %v: dx[%d] is %g, want %g", s, path, i, v, wantDX[i])
+				}
+			}
+		}
+	}
+}
+
+// TestManyBesideBorders: few or many channels of each vector have tiny gradients, up to any channel, and all of them
+// have the results that they have among channels like them.
 func TestManyBesideBorders(t *testing.T) {
 	s := Shape{3, 700, 1}
 	usual, x := gen.Uniform(2, s.Len(), -1, 1), gen.Normal(1, s.Len(), 0.3, 1)

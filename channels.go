@@ -899,41 +899,35 @@ func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 	}
 }
 
-// setMixedGrads is setGrads for channels of which some are in64. These have sums of 0, at which
-// nothing stops, while the others are set.
+// setMixedGrads is setGrads for channels of which some are in64. These are set first, and nothing stops at them
+// while the others are set.
 func (w *workspace) setMixedGrads(c0, c1 int, check bool, sums totals) {
-	if !w.anyTiny && !w.anyFormed(c0, c1) {
-		w.setOtherGrads(c0, c1, check, sums)
-		return
-	}
-	first := w.nextIn64(c0, c1)
-	if first == c1 {
-		w.setOtherGrads(c0, c1, check, sums)
-		return
-	}
-	buf := w.buffers.take()
-	defer w.buffers.give(buf)
-	at, p, r := &buf.list.at, &buf.list.sumA, &buf.list.sumB
-	for end := c0; c0 < c1; c0, first = end, w.nextIn64(end, c1) {
-		end = c1
-		n := 0
-		for c := first; c < end; c = w.nextIn64(c+1, end) {
-			if n > mostSpan-lanes { // there is room for those of this vector
-				if end = min(end, c0+roundUp(c-c0, lanes)); c == end {
-					break
-				}
-			}
-			at[n], p[n], r[n] = c, sums.a[c], sums.b[c]
-			sums.a[c], sums.b[c] = 0, 0
-			n++
+	in64 := (w.anyTiny || w.anyFormed(c0, c1)) && w.nextIn64(c0, c1) < c1
+	for c, end := c0, c0; c < c1 && in64; c = end {
+		end = min(c+callChannels, c1)
+		clear(w.channels.extent[c:end])
+		if n := w.markIn64(c, end); n*fewIn64 > end-c {
+			w.setAllGrads64(c, end, sums)
+			continue
 		}
-		w.setOtherGrads(c0, end, check, sums)
-		for i, c := range at[:n] {
-			sums.a[c], sums.b[c] = p[i], r[i]
+		for c = w.nextIn64(c, end); c < end; c = w.nextIn64(c+1, end) {
 			w.setGrads64(c, sums)
-			w.saveSums(c, c+1, sums)
 		}
 	}
+	w.setOtherGrads(c0, c1, check, in64, sums)
+}
+
+// fewIn64 is the share of channels, as one of so many, from which on all are set as those that are in64. The others have
+// the same gradients by gamma and beta then, and are set once more.
+const fewIn64 = 8
+
+// markIn64 makes the extents of channels that are in64 NaN, and returns their number.
+func (w *workspace) markIn64(c0, c1 int) (n int) {
+	for c := w.nextIn64(c0, c1); c < c1; c = w.nextIn64(c+1, c1) {
+		w.channels.extent[c] = float32(math.NaN())
+		n++
+	}
+	return n
 }
 
 // setGrads64 is setGrads for a channel that is in64.
@@ -950,22 +944,24 @@ func (w *workspace) setGrads64(c int, sums totals) {
 	}
 }
 
-// setOtherGrads is setGrads for channels that are not in64, or have sums of 0.
-func (w *workspace) setOtherGrads(c0, c1 int, check bool, sums totals) {
+// setOtherGrads is setGrads for channels that are not in64. With marked, others may lie between, whose extents are NaN.
+func (w *workspace) setOtherGrads(c0, c1 int, check, marked bool, sums totals) {
 	looked := c0 // the end of the channels of which findInfinite has looked at some
 	for c, together := c0, w.firstLook(); c < c1; {
 		last := c1
 		if c < looked {
 			last = looked
 		}
-		if next := w.setUsualGrads(c, last, sums, !check, c < looked); next > c {
+		if next := w.setUsualGrads(c, last, sums, !check, marked || c < looked); next > c {
 			w.saveSums(c, next, sums)
 			c = next
 			continue
 		}
 		end, settled := min(c+together, last), totals{w.channels.sumA, w.channels.sumB, false}
 		if c >= looked && w.findInfinite(c, end, check, sums) {
-			looked = end
+			if looked = end; marked {
+				w.markIn64(c, end)
+			}
 			together = min(8*together, callChannels) // often many are alike
 			continue
 		}
@@ -973,9 +969,9 @@ func (w *workspace) setOtherGrads(c0, c1 int, check bool, sums totals) {
 		if sums.ofSegments {
 			w.total(c, end)
 		}
-		w.gradientsAgain(c, end, check, c < looked)
+		w.gradientsAgain(c, end, check, marked || c < looked)
 		for c < end {
-			next := w.setUsualGrads(c, end, settled, true, false)
+			next := w.setUsualGrads(c, end, settled, true, marked || c < looked)
 			if next == c {
 				next = w.fewSlowly(c, end)
 				w.setGradsSlowly(c, next)
@@ -1125,6 +1121,9 @@ func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled, looked bool) 
 func (w *workspace) setGradsSlowly(c0, c1 int) {
 	ch := &w.channels
 	for c := c0; c < c1; c++ {
+		if w.in64(c) { // set before
+			continue
+		}
 		f := ch.affine(c)
 		var d gradient
 		d.set(&f, ch.invstd[c], ch.sumA[c], ch.sumB[c], w.values)

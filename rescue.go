@@ -490,7 +490,7 @@ func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 
 // gradientsAgain takes the sums of gradients again, if check is set, of channels whose sums
 // can't be relied on. It sets the extents and powers of channels whose dx may need scaled
-// values. With looked, findInfinite has looked at the channels, and some sums are final.
+// values. With looked, sums of channels are final whose extents are not finite.
 func (w *workspace) gradientsAgain(c0, c1 int, check, looked bool) {
 	ch := &w.channels
 	looks, again := 0, 0
@@ -558,7 +558,7 @@ func (w *workspace) findInfinite(c, end int, check bool, sums totals) bool {
 		return true
 	}
 	n := len(a)
-	plain := func(c int) bool { return !ch.isWide(c) && ch.invstd[c] == ch.invstd[c] }
+	plain := func(c int) bool { return !ch.isWide(c) && !w.in64(c) && ch.invstd[c] == ch.invstd[c] }
 	if w.inStrips() && c%lanes == 0 && !w.anyTiny && !w.anyFormed(c, end) {
 		looked.Add(int64(n))
 		if !ofG { // all have finite gradients
