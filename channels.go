@@ -915,6 +915,13 @@ func (w *workspace) setMixedGrads(c0, c1 int, check bool, sums totals) {
 		}
 	}
 	w.setOtherGrads(c0, c1, check, in64, sums)
+	if !in64 || w.geo.layout == cols { // in cols, x-m of these is NaN for float32 kernels
+		return
+	}
+	for c := w.nextIn64(c0, c1); c < c1; c = w.nextIn64(c+1, c1) {
+		f := &w.channels.fields // slopes are computed with a dx, which is not used, and must take no assist
+		*f.ref(fieldK1, c), *f.ref(fieldK2, c) = 0, 0
+	}
 }
 
 // fewIn64 is the share of channels, as one of so many, from which on all are set as those that are in64. The others have
