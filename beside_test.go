@@ -124,6 +124,36 @@ func TestCallsAreShortBeside(t *testing.T) {
 	}
 }
 
+// TestLooksAreShort: a look at many channels, of which all have NaN, takes more than one call.
+func TestLooksAreShort(t *testing.T) {
+	s := Shape{64, 4 * callChannels, 1}
+	mean, invstd := make([]float64, s.Channels), make([]float64, s.Channels)
+	for c := range invstd {
+		invstd[c] = 1
+	}
+	most := 0
+	inspected = func(_ int, l layout, _ Activation, a kernelArgs) { most = max(most, a.values(l)) }
+	defer func() { inspected = nil }()
+	for _, act := range []Activation{Identity, ReLU} {
+		for of := range 2 {
+			x, dy := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(2, s.Len(), -1, 1)
+			for c := range s.Channels {
+				[][]float32{x, dy}[of][c] = float32(math.NaN())
+			}
+			p, err := NewPlan(s, WithActivation(act), WithWorkers(1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Backward(BackwardArgs{X: x, DY: dy, Mean: mean, InvStd: invstd, DX: make([]float32, s.Len())}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if most > maxCall {
+		t.Errorf("%d values in a call, at most %d are wanted", most, maxCall)
+	}
+}
+
 // TestMarksForgotten: sums that overflow are taken again after a call in which their channels had tiny gradients, while
 // their neighbours have these.
 func TestMarksForgotten(t *testing.T) {

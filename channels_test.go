@@ -178,6 +178,7 @@ func stripCase(a *channelArgs, c int) bool {
 		k := a.shift[c]
 		p, r := sum64(a.rows, k)
 		fold(shifted(p, r, a.count, float64(k)))
+		a.sumB[c] += a.sumB[c] - a.sumB[c]
 		return true
 	}
 	s, _ := sum(a.probe, 0)

@@ -3,6 +3,7 @@ package batchnorm_test
 import (
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -202,6 +203,58 @@ func TestLargeInStrips(t *testing.T) {
 						if d := difference(got.y, y) + difference(got.mean, want.mean) + difference(got.invstd, want.invstd); d != "" {
 							t.Fatalf("%v among others, %v with %d workers, epsilon %g, scales %d: %s", s, path, n, epsilon, seed, d)
 						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestHugeBehindSmall: values from which the mean of small ones lies out of float32's reach, in rows that are not sampled,
+// leave moments that are numbers, with the bits of pure Go.
+func TestHugeBehindSmall(t *testing.T) {
+	t.Parallel()
+	s := batchnorm.Shape{Outer: 32, Channels: 136, Inner: 1} // rows 0, 8, 16 and 24 are sampled, and the first 16 give the shift
+	random := rand.New(rand.NewPCG(1, 2))
+	signs, reached := make([]float32, s.Len()), make([]float32, s.Len())
+	for try := range 20 {
+		for c := range s.Channels {
+			sum := 0.0
+			for r := range s.Outer {
+				i := r*s.Channels + c
+				if signs[i], reached[i] = float32(r%5)+1, float32(r%5)+1; c%5 != 0 { // usual
+					continue
+				}
+				signs[i], reached[i] = float32(r%7)*0x1p-60, float32(r%7)*0x1p-60
+				if r < 16 && r%8 != 0 {
+					reached[i] = float32(random.Float64() * 2.2e37)
+				}
+				if r < 16 {
+					sum += float64(reached[i])
+				}
+			}
+			if c%5 != 0 {
+				continue
+			}
+			signs[s.Channels+c], signs[2*s.Channels+c], signs[20*s.Channels+c] = 3.4e38, 3.4e38, -3.4e38
+			mean := float64(float32(sum / 16))
+			reached[20*s.Channels+c] = -float32(math.MaxFloat32 - math.Floor(mean/0x1p104-0.5)*0x1p104) // which is just too far from the mean
+		}
+		for name, x := range map[string][]float32{"of both signs": signs, "near the end of the range": reached} {
+			var want [2][]float64
+			for _, path := range batchnorm.Paths() {
+				got := [2][]float64{make([]float64, s.Channels), make([]float64, s.Channels)}
+				noError(t, newPlan(t, s, batchnorm.WithPath(path), batchnorm.WithWorkers(1+try%3), batchnorm.WithShare(1)).Forward(batchnorm.ForwardArgs{
+					X: x, Y: make([]float32, s.Len()), Mean: got[0], InvStd: got[1]}))
+				if want[0] == nil {
+					want = got
+				}
+				if d := difference(got[0], want[0]) + difference(got[1], want[1]); d != "" {
+					t.Fatalf("%s, %v: %s", name, path, d)
+				}
+				for c, v := range got[1] {
+					if !(v > 0) {
+						t.Fatalf("%s, %v: invstd[%d] is %g", name, path, c, v)
 					}
 				}
 			}

@@ -17117,8 +17117,7 @@ divided4:
 	VCVTPD2PSY Y10, X10
 	VCVTPD2PSY Y11, X11
 	VINSERTF128 $1, X11, Y10, Y10
-	MOVQ channelArgs_extent(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_extent(R14), $0
 	JEQ unwanted5
 	MOVQ channelArgs_extent(R14), SI
 	ADDQ AX, SI
@@ -17156,8 +17155,7 @@ unwanted5:
 	ADDQ BX, SI
 	VMOVUPS Y8, (SI)
 	VMOVUPS Y9, 32(SI)
-	MOVQ channelArgs_savedInvStd(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_savedInvStd(R14), $0
 	JEQ unwanted6
 	MOVQ channelArgs_savedInvStd(R14), SI
 	ADDQ BX, SI
@@ -17172,8 +17170,7 @@ unwanted6:
 	ADDQ BX, SI
 	VMOVUPS Y4, (SI)
 	VMOVUPS Y5, 32(SI)
-	MOVQ channelArgs_savedMean(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_savedMean(R14), $0
 	JEQ unwanted7
 	MOVQ channelArgs_savedMean(R14), SI
 	ADDQ BX, SI
@@ -17280,8 +17277,7 @@ divided10:
 	VCMPPD $0x1d, Y14, Y9, Y9
 	VORPS Y9, Y5, Y5
 	VXORPS Y9, Y9, Y9
-	MOVQ channelArgs_extent(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_extent(R14), $0
 	JEQ unwanted11
 	MOVQ channelArgs_extent(R14), SI
 	ADDQ AX, SI
@@ -17382,8 +17378,7 @@ unwanted11:
 	VTESTPS Y12, Y12
 	JNE unusual2
 usual8:
-	MOVQ channelArgs_running(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_running(R14), $0
 	JEQ unwanted12
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
@@ -17404,8 +17399,7 @@ usual8:
 	VINSERTF128 $1, X7, Y6, Y6
 	VMOVUPS Y6, (SI)
 unwanted12:
-	MOVQ channelArgs_runningVar(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_runningVar(R14), $0
 	JEQ unwanted13
 	MOVQ channelArgs_variance(R14), SI
 	ADDQ BX, SI
@@ -17448,8 +17442,7 @@ TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	VBROADCASTSD (DI), Y0
 	MOVQ channelArgs_n(R14), DI
 channels1:
-	MOVQ channelArgs_running(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_running(R14), $0
 	JEQ unwanted3
 	MOVQ channelArgs_running(R14), SI
 	ADDQ AX, SI
@@ -17704,8 +17697,7 @@ channels1:
 	ADDQ BX, SI
 	VMOVUPS Y4, (SI)
 	VMOVUPS Y5, 32(SI)
-	MOVQ channelArgs_gammaGrad(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_gammaGrad(R14), $0
 	JEQ unwanted3
 	VCVTPD2PSY Y4, X10
 	VCVTPD2PSY Y5, X11
@@ -17714,8 +17706,7 @@ channels1:
 	ADDQ AX, SI
 	VMOVUPS Y10, (SI)
 unwanted3:
-	MOVQ channelArgs_betaGrad(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_betaGrad(R14), $0
 	JEQ unwanted4
 	VCVTPD2PSY Y2, X10
 	VCVTPD2PSY Y3, X11
@@ -17779,8 +17770,7 @@ divided8:
 	VANDNPS Y10, Y8, Y10
 	VANDPS Y10, Y12, Y12
 	VXORPS constants<>+64(SB), Y12, Y12
-	MOVQ channelArgs_extent(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_extent(R14), $0
 	JEQ unwanted9
 	MOVQ channelArgs_extent(R14), SI
 	ADDQ AX, SI
@@ -18313,6 +18303,10 @@ divided20:
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y9, Y7, Y7
 	VSUBPD Y10, Y8, Y8
+	VSUBPD Y5, Y5, Y9
+	VSUBPD Y6, Y6, Y10
+	VADDPD Y9, Y5, Y5
+	VADDPD Y10, Y6, Y6
 	VMOVUPS Y7, (CX)
 	VMOVUPS Y8, 32(CX)
 	VMOVUPS Y5, (DX)
@@ -18471,8 +18465,7 @@ channels1:
 	ADDQ BX, SI
 	VMOVUPS Y2, (SI)
 	VMOVUPS Y3, 32(SI)
-	MOVQ channelArgs_gammaGrad(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_gammaGrad(R14), $0
 	JEQ unwanted3
 	VCVTPD2PSY Y2, X8
 	VCVTPD2PSY Y3, X9
@@ -18481,8 +18474,7 @@ channels1:
 	ADDQ AX, SI
 	VMOVUPS Y8, (SI)
 unwanted3:
-	MOVQ channelArgs_betaGrad(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_betaGrad(R14), $0
 	JEQ unwanted4
 	VCVTPD2PSY Y0, X8
 	VCVTPD2PSY Y1, X9

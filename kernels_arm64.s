@@ -12520,8 +12520,7 @@ divided4:
 	FADD4D(0, 7, 11)
 	NARROW(10, 11, 10)
 	MOVD channelArgs_extent(R23), R4
-	SUBS $0, R4
-	BEQ unwanted5
+	CBZ R4, unwanted5
 	MOVD channelArgs_extent(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F26, F27)
@@ -12560,8 +12559,7 @@ unwanted5:
 	FSTPQ (F16, F17), (R4)
 	FSTPQ (F18, F19), 32(R4)
 	MOVD channelArgs_savedInvStd(R23), R4
-	SUBS $0, R4
-	BEQ unwanted6
+	CBZ R4, unwanted6
 	MOVD channelArgs_savedInvStd(R23), R4
 	ADD R1, R4
 	FSTPQ (F16, F17), (R4)
@@ -12576,8 +12574,7 @@ unwanted6:
 	FSTPQ (F8, F9), (R4)
 	FSTPQ (F10, F11), 32(R4)
 	MOVD channelArgs_savedMean(R23), R4
-	SUBS $0, R4
-	BEQ unwanted7
+	CBZ R4, unwanted7
 	MOVD channelArgs_savedMean(R23), R4
 	ADD R1, R4
 	FSTPQ (F8, F9), (R4)
@@ -12689,8 +12686,7 @@ divided10:
 	ORR8(9, 5, 5)
 	EOR8(9, 9, 9)
 	MOVD channelArgs_extent(R23), R4
-	SUBS $0, R4
-	BEQ unwanted11
+	CBZ R4, unwanted11
 	MOVD channelArgs_extent(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F18, F19)
@@ -12817,8 +12813,7 @@ unwanted11:
 	CBNZ R15, unusual2
 usual8:
 	MOVD channelArgs_running(R23), R4
-	SUBS $0, R4
-	BEQ unwanted12
+	CBZ R4, unwanted12
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F20, F21)
@@ -12837,8 +12832,7 @@ usual8:
 	FSTPQ (F12, F13), (R4)
 unwanted12:
 	MOVD channelArgs_runningVar(R23), R4
-	SUBS $0, R4
-	BEQ unwanted13
+	CBZ R4, unwanted13
 	MOVD channelArgs_variance(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F20, F21)
@@ -12940,8 +12934,7 @@ TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVD $affineChannelsTable<>(SB), R24
 channels1:
 	MOVD channelArgs_running(R23), R4
-	SUBS $0, R4
-	BEQ unwanted3
+	CBZ R4, unwanted3
 	MOVD channelArgs_running(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F4, F5)
@@ -13293,16 +13286,14 @@ channels1:
 	FSTPQ (F8, F9), (R4)
 	FSTPQ (F10, F11), 32(R4)
 	MOVD channelArgs_gammaGrad(R23), R4
-	SUBS $0, R4
-	BEQ unwanted3
+	CBZ R4, unwanted3
 	NARROW(4, 5, 10)
 	MOVD channelArgs_gammaGrad(R23), R4
 	ADD R0, R4
 	FSTPQ (F20, F21), (R4)
 unwanted3:
 	MOVD channelArgs_betaGrad(R23), R4
-	SUBS $0, R4
-	BEQ unwanted4
+	CBZ R4, unwanted4
 	NARROW(2, 3, 10)
 	MOVD channelArgs_betaGrad(R23), R4
 	ADD R0, R4
@@ -13365,8 +13356,7 @@ divided8:
 	FLDPQ 128(R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MOVD channelArgs_extent(R23), R4
-	SUBS $0, R4
-	BEQ unwanted9
+	CBZ R4, unwanted9
 	MOVD channelArgs_extent(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F20, F21)
@@ -14015,6 +14005,10 @@ divided20:
 	FSUB4D(4, 6, 6)
 	FSUB4D(9, 7, 7)
 	FSUB4D(10, 8, 8)
+	FSUB4D(5, 5, 9)
+	FSUB4D(6, 6, 10)
+	FADD4D(9, 5, 5)
+	FADD4D(10, 6, 6)
 	FSTPQ (F14, F15), (R2)
 	FSTPQ (F16, F17), 32(R2)
 	FSTPQ (F10, F11), (R3)
@@ -14160,16 +14154,14 @@ channels1:
 	FSTPQ (F4, F5), (R4)
 	FSTPQ (F6, F7), 32(R4)
 	MOVD channelArgs_gammaGrad(R23), R4
-	SUBS $0, R4
-	BEQ unwanted3
+	CBZ R4, unwanted3
 	NARROW(2, 3, 8)
 	MOVD channelArgs_gammaGrad(R23), R4
 	ADD R0, R4
 	FSTPQ (F16, F17), (R4)
 unwanted3:
 	MOVD channelArgs_betaGrad(R23), R4
-	SUBS $0, R4
-	BEQ unwanted4
+	CBZ R4, unwanted4
 	NARROW(0, 1, 8)
 	MOVD channelArgs_betaGrad(R23), R4
 	ADD R0, R4

@@ -96,10 +96,10 @@ func hasSmallSpread(values []float32, at *[tinySample]int, behind int) bool {
 	return spread >= smallLeast && spread <= smallMost
 }
 
-// smallInStrip reports whether a strip has taken the moments of a channel in float64 since its values are small.
-func (w *workspace) smallInStrip(c int) bool {
+// hasSmall reports whether a channel has small values: it is marked as such, or a strip has found it so.
+func (w *workspace) hasSmall(c int) bool {
 	if !w.way.settles {
-		return false
+		return w.isSmall(c)
 	}
 	at, next := w.sampledValues()
 	return hasSmallSpread(w.apply.x, at, c*next)
@@ -270,7 +270,7 @@ func (w *workspace) probeColumns64(buf *buffers, l *columnList, r0, r1 int) {
 	w.plan.path.probeColumns(l.acc[:2*padded], l.shift[:padded], count)
 	inFloat64 := func(i int) bool {
 		v := l.acc[i/lanes*sumLen+i%lanes]
-		return v-v != 0 || w.isSmall(w.channelOf(l.at[i]))
+		return v-v != 0 || w.hasSmall(w.channelOf(l.at[i]))
 	}
 	for i := 0; i < l.n; i++ {
 		if !inFloat64(i) {
@@ -288,11 +288,11 @@ func (w *workspace) probeColumns64(buf *buffers, l *columnList, r0, r1 int) {
 // allSmall reports whether all listed columns have small values.
 func (w *workspace) allSmall(l *columnList) bool {
 	for _, j := range l.at[:l.n] {
-		if !w.isSmall(w.channelOf(j)) {
+		if !w.hasSmall(w.channelOf(j)) {
 			return false
 		}
 	}
-	return w.anySmall
+	return true
 }
 
 // windowSums are sums of columns in float64.

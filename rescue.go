@@ -455,7 +455,7 @@ func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 	}
 	unsafe := func(c int) bool {
 		m2 := ch.sumB[c]
-		return !(m2 >= least && m2 <= most || m2 >= settled || sumsAreSafe(m2/n, epsilon) || w.isLarge(c) || w.smallInStrip(c))
+		return !(m2 >= least && m2 <= most || m2 >= settled || sumsAreSafe(m2/n, epsilon) || w.isLarge(c) || w.hasSmall(c))
 	}
 	looks, again := 0, 0
 	for c := c0; c < c1; c++ {
@@ -562,7 +562,7 @@ func (w *workspace) findInfinite(c, end int, check bool, sums totals) bool {
 	if w.inStrips() && c%lanes == 0 && !w.anyTiny && !w.anyFormed(c, end) {
 		looked.Add(int64(n))
 		if !ofG { // all have finite gradients
-			w.largest(w.again.x[c:], w.geo.height, n, w.geo.width, ch.extent[c:])
+			w.largestInStrips(w.again.x, c, n)
 			return true
 		}
 		w.largestGradients(c, n)
@@ -594,11 +594,20 @@ func anyOverflowed(p, r []float64) bool {
 	return some>>63 != 0
 }
 
+// largestInStrips sets the extents of n channels from channel c on to their largest magnitudes.
+func (w *workspace) largestInStrips(values []float32, c, n int) {
+	g := w.geo
+	most := maxCall / g.height &^ (lanes - 1)
+	for end := c + n; c < end; c += most {
+		w.largest(values[c:], g.height, min(most, end-c), g.width, w.channels.extent[c:])
+	}
+}
+
 // largestGradients sets the extents of n channels from channel c on to the largest magnitudes of g. They are in strips.
 func (w *workspace) largestGradients(c, n int) {
 	g, s, extent := w.geo, w.measured(true), w.channels.extent[c:]
 	if !s.computesG {
-		w.largest(s.dy[c:], g.height, n, g.width, extent)
+		w.largestInStrips(s.dy, c, n)
 		return
 	}
 	buf := w.buffers.take()

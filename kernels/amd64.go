@@ -77,6 +77,10 @@ func (l amd64) argAddr(dst reg, field string) {
 	l.printf("MOVQ a+8(FP), %s", l.r(dst))
 	l.printf("ADDQ $%s_%s, %s", l.args, field, l.r(dst))
 }
+func (l amd64) ifNoArg(field string, _ reg, to string) {
+	l.printf("CMPQ %s_%s(R14), $0", l.args, field)
+	l.branch(ifZero, to)
+}
 func (l amd64) move(dst, src reg)        { l.printf("MOVQ %s, %s", l.r(src), l.r(dst)) }
 func (l amd64) addImm(dst reg, n int)    { l.printf("ADDQ $%d, %s", n, l.r(dst)) }
 func (l amd64) addReg(dst, src reg)      { l.printf("ADDQ %s, %s", l.r(src), l.r(dst)) }

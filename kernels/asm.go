@@ -102,8 +102,9 @@ type lowering interface {
 	// subroutines returns the text of the lowering's own subroutines that code calls.
 	subroutines(code string) string
 
-	arg(dst reg, field string)     // dst = args.field
-	argAddr(dst reg, field string) // dst = &args.field
+	arg(dst reg, field string)              // dst = args.field
+	argAddr(dst reg, field string)          // dst = &args.field
+	ifNoArg(field string, t reg, to string) // branches if a slice was not given; the arguments must be held
 	move(dst, src reg)
 	addImm(dst reg, n int)
 	addReg(dst, src reg)

@@ -109,9 +109,7 @@ func (c *chans) findConst(field string) array { return c.find(field, c.offs.in) 
 // wanted prints code that is skipped unless the caller has given an array.
 func (c *chans) wanted(field string, do func()) {
 	skip := c.newLabel("unwanted")
-	c.arg(c.offs.t, field)
-	c.subImm(c.offs.t, 0)
-	c.branch(ifZero, skip)
+	c.ifNoArg(field, c.offs.t, skip)
 	do()
 	c.label(skip)
 }
@@ -1155,8 +1153,8 @@ func stripChannels(c *chans) {
 		c.op(opAndNot, t, t, a[1])
 		c.opConstant(opXor, t, t, c.entry64(math.MaxUint64)) // or are small
 		c.ifNoneKept(t, a[0], summed)
-		// Some are too large, as it seems, or small. Their moments in float64 wait in memory. The sum of the
-		// probe and all deviations are finite: otherwise the sum of deviations would not be.
+		// Some are too large, as it seems, or small. Their moments in float64 wait in memory. Where some are too
+		// large, the sum of the probe and all deviations are finite: otherwise the sum of deviations would not be.
 		c.load(t, mem{base: shift.at})
 		for h := range a {
 			c.zero(a[h])
@@ -1183,6 +1181,8 @@ func stripChannels(c *chans) {
 		c.mul64(a, a, d)
 		c.sub64(b, b, a)
 		c.sub64(d, d, e)
+		c.sub64(e, b, b)
+		c.add64(b, b, e) // NaN, if x less a small mean has left float32
 		c.store64(d, sumA)
 		c.store64(b, sumB)
 		c.set(again, 1)
