@@ -197,6 +197,31 @@ func TestOverflowBesideInfinite(t *testing.T) {
 	}
 }
 
+// TestPiecesFar: sums over values far from what the statistics say of them are taken by another power of two, which dx
+// doesn't have: Backward and its pieces have the same bits.
+func TestPiecesFar(t *testing.T) {
+	t.Parallel()
+	s := batchnorm.Shape{Outer: 8, Channels: 8, Inner: 1}
+	x, dy, mean, invstd := make([]float32, s.Len()), make([]float32, s.Len()), make([]float64, s.Channels), make([]float64, s.Channels)
+	for i := range x {
+		x[i] = 1e30 * float32(i/s.Channels)
+	}
+	for c := range invstd {
+		invstd[c], x[c], dy[c+s.Channels] = 1e30, 0x1p-140, -3e38
+	}
+	for _, path := range batchnorm.Paths() {
+		p := newPlan(t, s, batchnorm.WithPath(path))
+		whole, pieces := make([]float32, s.Len()), make([]float32, s.Len())
+		sums := batchnorm.GradSums{G: make([]float64, s.Channels), GD: make([]float64, s.Channels)}
+		noError(t, p.Backward(batchnorm.BackwardArgs{X: x, DY: dy, Mean: mean, InvStd: invstd, DX: whole}))
+		noError(t, p.GradSums(batchnorm.GradSumsArgs{X: x, DY: dy, Mean: mean, InvStd: invstd, Sums: &sums}))
+		noError(t, p.InputGrad(batchnorm.InputGradArgs{X: x, DY: dy, Mean: mean, InvStd: invstd, Sums: sums, DX: pieces}))
+		if d := difference(whole, pieces); d != "" {
+			t.Errorf("%v: dx%s", path, d)
+		}
+	}
+}
+
 // TestSumsAgain: sums of gradients that are taken again have the digits that the first sums of the same
 // gradients have, times a power of two: float32 holds these. It counts sums, so that no other test may
 // run beside it.

@@ -531,8 +531,18 @@ func (w *workspace) gradientsAgain(c0, c1 int, check, looked bool) {
 			again++
 		}
 	}
-	for ; again > 0; again = w.tooFar(c0, c1) {
-		w.sumAgain(c0, c1)
+	if again == 0 {
+		return
+	}
+	w.sumAgain(c0, c1)
+	if w.tooFar(c0, c1) == 0 {
+		return
+	}
+	w.sumAgain(c0, c1)
+	for c := c0; c < c1; c++ { // dx has the power that it has in pieces
+		if ch.powerX[c] == -largeMeanPower && isNumber(ch.extent[c]) {
+			ch.powerX[c] = xPower(ch.mean[c], ch.invstd[c])
+		}
 	}
 }
 

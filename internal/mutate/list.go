@@ -287,6 +287,8 @@ var mutations = []mutation{
 		old: "	for _, v := range list {\n		if v-v != 0 {\n			return false", new: "	for _, v := range list {\n		if v-v != 0 {\n			return true"},
 	{name: "infinite sums: an infinite dgamma", file: "kernels/channels.go", pkg: ".", tests: "TestInfiniteGradientBesideTiny",
 		old: "		c.sub64(t, p, p) // NaN where g has infinities\n		c.sub64(r, r, t)\n		c.gradientConstants(p, r, i, low, t)\n		c.narrow(", new: "		c.gradientConstants(p, r, i, low, t)\n		c.narrow("},
+	{name: "rescue: dx has the power of sums over values that are far from their statistics", file: "rescue.go", pkg: ".", tests: "TestPiecesFar",
+		old: "		if ch.powerX[c] == -largeMeanPower && isNumber", new: "		if c < 0 && isNumber"},
 	{name: "infinite sums: gradients are scaled", file: "channels.go", pkg: ".", tests: "TestInfiniteBesideOthers",
 		old: " || k2-k2 != 0 {", new: " {", reason: "it only takes longer: dx is not finite either way"},
 	{name: "a look at g: the constants of other columns", file: "rescue.go", pkg: ".", tests: "TestKindsSameBits|TestInfiniteBesideOthers",
