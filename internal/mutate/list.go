@@ -268,7 +268,7 @@ var mutations = []mutation{
 	{name: "rescue: x that is not finite is summed again", file: "rescue.go", pkg: ".", tests: "TestFrozen|TestInfiniteBesideOthers",
 		old: "		w.measure(c, end, false)\n		clear(ch.flag[c:end])", new: "		clear(ch.flag[c:end])"},
 	{name: "rescue: x far from given statistics overflows again", file: "rescue.go", pkg: ".", tests: "TestFrozenFar",
-		old: "again = w.tooFar(c0, c1) {", new: "again = 0 {"},
+		old: "	if w.tooFar(c0, c1) == 0 {", new: "	if c0 >= 0 {"},
 	{name: "infinite sums: without a look at the values", file: "rescue.go", pkg: ".", tests: "TestOverflowBesideInfinite",
 		old: "	if !check {\n		for i := range extent", new: "	if ofG || !ofG {\n		for i := range extent"},
 	{name: "infinite sums: a look at the wrong values", file: "rescue.go", pkg: ".", tests: "TestInfiniteBesideOthers",
