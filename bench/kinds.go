@@ -157,6 +157,7 @@ func kindsSet() caseSet {
 	set.add("nchw", 32, 512, 7, 7) // short rows
 	set.add("nhwc", 16, 128, 32, 32)
 	set.add("nc", 8, 1000)
+	set.add("nc", 64, 512)
 	return set
 }
 
