@@ -197,7 +197,7 @@ const (
 
 	// channelAffine is affine.set, from mean, invstd, gamma and beta to scale and
 	// the constants neg, a and b. A wide channel is unusual, and a precise one if precise is 0. If
-	// running and runningVar are given, it sets mean and invstd from these first.
+	// running and runningVar are given, it sets mean and invstd from these first, as givenStatistics does.
 	channelAffine
 
 	// channelBackward is gradient.set, from sumA, sumB, mean, invstd and count to
@@ -783,7 +783,7 @@ func (w *workspace) setAffines(n int, mean, variance []float32) {
 		if next == c {
 			for next = w.fewSlowly(c, n); c < next; c++ {
 				if mean != nil {
-					w.channels.mean[c], w.channels.invstd[c] = float64(mean[c]), invStd(float64(variance[c]), w.plan.epsilon)
+					w.channels.mean[c], w.channels.invstd[c] = givenStatistics(mean[c], variance[c], w.plan.epsilon)
 				}
 				w.setAffine(c)
 			}

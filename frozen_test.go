@@ -253,3 +253,64 @@ func TestFrozenInfinite(t *testing.T) {
 		}
 	})
 }
+
+// TestInfiniteVariance: where invstd is 0, y is beta, and dgamma and dx are 0, however far a finite x lies from a finite
+// mean. Values and means that are not finite make NaN.
+func TestInfiniteVariance(t *testing.T) {
+	t.Parallel()
+	inf, nan := float32(math.Inf(1)), float32(math.NaN())
+	means := []float32{0, 1, -3, 1e20, 1e35, -1e35, math.MaxFloat32, -math.MaxFloat32, inf, -inf, nan}
+	for _, s := range []batchnorm.Shape{{Outer: 8, Channels: 300, Inner: 1}, {Outer: 90, Channels: 33, Inner: 1}, {Outer: 4, Channels: 27, Inner: 40}} {
+		for _, zero := range []bool{false, true} { // an epsilon and a variance of 0 have the same invstd
+			epsilon, variance := batchnorm.DefaultEpsilon, inf
+			if zero {
+				epsilon, variance = 0, 0
+			}
+			for _, path := range batchnorm.Paths() {
+				for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
+					p := newPlan(t, s, batchnorm.WithPath(path), batchnorm.WithActivation(act), batchnorm.WithEpsilon(epsilon))
+					x, dy := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(2, s.Len(), -1, 1)
+					beta, mean, vari := gen.Uniform(3, s.Channels, 0.5, 2), make([]float32, s.Channels), make([]float32, s.Channels)
+					last := (s.PerChannel() - 1) / s.Inner * s.Channels * s.Inner // of channel 0, in the last image
+					bad := make([]bool, s.Channels)
+					for c := range mean {
+						mean[c], vari[c] = means[c%len(means)], variance
+						bad[c] = mean[c]-mean[c] != 0
+						switch at := last + (c+1)*s.Inner - 1; c / len(means) % 4 {
+						case 1:
+							x[at] = -math.MaxFloat32
+						case 2:
+							x[at] = inf
+							bad[c] = true
+						}
+					}
+					y, dx := make([]float32, s.Len()), make([]float32, s.Len())
+					dgamma, dbeta := make([]float32, s.Channels), make([]float32, s.Channels)
+					noError(t, p.Inference(batchnorm.InferenceArgs{X: x, Beta: beta, Mean: mean, Var: vari, Y: y}))
+					noError(t, p.FrozenBackward(batchnorm.FrozenBackwardArgs{DY: dy, X: x, Beta: beta, Mean: mean, Var: vari, DX: dx, DGamma: dgamma, DBeta: dbeta}))
+					want := beta // of finite channels
+					if act == batchnorm.SiLU {
+						want = make([]float32, s.Channels)
+						for c, v := range beta {
+							want[c] = float32(float64(v) / (1 + math.Exp(-float64(v))))
+						}
+					}
+					for i, v := range y {
+						c := channelOf(s, i)
+						if d := math.Abs(float64(v - want[c])); (x[i]-x[i] == 0 && mean[c]-mean[c] == 0) != (d <= 3e-7) {
+							t.Fatalf("%v, %v, %v: y[%d] is %g, of x %g, mean %g and beta %g", s, path, act, i, v, x[i], mean[c], beta[c])
+						}
+						if !bad[c] && dx[i] != 0 {
+							t.Fatalf("%v, %v, %v: dx[%d] is %g, of x %g and mean %g", s, path, act, i, dx[i], x[i], mean[c])
+						}
+					}
+					for c, v := range dgamma {
+						if bad[c] && v == v || !bad[c] && (v != 0 || dbeta[c]-dbeta[c] != 0) {
+							t.Errorf("%v, %v, %v: dgamma[%d] is %g and dbeta %g, of mean %g", s, path, act, c, v, dbeta[c], mean[c])
+						}
+					}
+				}
+			}
+		}
+	}
+}

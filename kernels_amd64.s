@@ -17448,10 +17448,6 @@ channels1:
 	ADDQ AX, SI
 	VCVTPS2PD (SI), Y1
 	VCVTPS2PD 16(SI), Y2
-	MOVQ channelArgs_mean(R14), SI
-	ADDQ BX, SI
-	VMOVUPS Y1, (SI)
-	VMOVUPS Y2, 32(SI)
 	MOVQ channelArgs_runningVar(R14), SI
 	ADDQ AX, SI
 	VCVTPS2PD (SI), Y5
@@ -17468,7 +17464,17 @@ channels1:
 	VDIVPD Y5, Y14, Y5
 	VDIVPD Y6, Y14, Y6
 	VANDNPS Y5, Y7, Y5
+	VCMPPD $0x12, constants<>+0(SB), Y5, Y7
+	VANDNPS constants<>+160(SB), Y7, Y7
+	VMULPD Y7, Y1, Y1
 	VANDNPS Y6, Y8, Y6
+	VCMPPD $0x12, constants<>+0(SB), Y6, Y8
+	VANDNPS constants<>+160(SB), Y8, Y8
+	VMULPD Y8, Y2, Y2
+	MOVQ channelArgs_mean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y1, (SI)
+	VMOVUPS Y2, 32(SI)
 	MOVQ channelArgs_invstd(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y5, (SI)

@@ -12939,10 +12939,6 @@ channels1:
 	ADD R0, R4
 	FLDPQ (R4), (F4, F5)
 	WIDEN(2, 1, 2)
-	MOVD channelArgs_mean(R23), R4
-	ADD R1, R4
-	FSTPQ (F2, F3), (R4)
-	FSTPQ (F4, F5), 32(R4)
 	MOVD channelArgs_runningVar(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F12, F13)
@@ -12963,7 +12959,21 @@ channels1:
 	FDIV4D(5, 14, 5)
 	FDIV4D(6, 14, 6)
 	BIC8(7, 5, 5)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(5, 14, 7)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(7, 14, 7)
+	FMUL4D(7, 1, 1)
 	BIC8(8, 6, 6)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(6, 14, 8)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(8, 14, 8)
+	FMUL4D(8, 2, 2)
+	MOVD channelArgs_mean(R23), R4
+	ADD R1, R4
+	FSTPQ (F2, F3), (R4)
+	FSTPQ (F4, F5), 32(R4)
 	MOVD channelArgs_invstd(R23), R4
 	ADD R1, R4
 	FSTPQ (F10, F11), (R4)

@@ -633,7 +633,6 @@ func affineChannels(c *chans) {
 	c.untilUnusual(nil, func(closely func(tests func())) {
 		c.wanted("running", func() {
 			c.loadWidened(m, c.find32("running"), 0)
-			c.store64(m, c.find64("mean"))
 			c.loadWidened(i, c.find32("runningVar"), 0)
 			c.add64(i, i, scalarPair(epsilon))
 			for h, v := range i {
@@ -643,7 +642,11 @@ func affineChannels(c *chans) {
 			c.reciprocalRoot(i)
 			for h := range i {
 				c.op(opAndNot, i[h], t[h], i[h])
+				c.op64C(opLE64, t[h], i[h], 0)
+				c.opConstant(opAndNot, t[h], t[h], c.entry64(math.Float64bits(1)))
+				c.op(opMul64, m[h], m[h], t[h]) // a mean without effect
 			}
+			c.store64(m, c.find64("mean"))
 			c.store64(i, c.find64("invstd"))
 		})
 		c.load64(m, c.find64("mean"))
