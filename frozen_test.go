@@ -260,7 +260,8 @@ func TestInfiniteVariance(t *testing.T) {
 	t.Parallel()
 	inf, nan := float32(math.Inf(1)), float32(math.NaN())
 	means := []float32{0, 1, -3, 1e20, 1e35, -1e35, math.MaxFloat32, -math.MaxFloat32, inf, -inf, nan}
-	for _, s := range []batchnorm.Shape{{Outer: 8, Channels: 300, Inner: 1}, {Outer: 90, Channels: 33, Inner: 1}, {Outer: 4, Channels: 27, Inner: 40}} {
+	for _, s := range []batchnorm.Shape{{Outer: 8, Channels: 300, Inner: 1}, {Outer: 90, Channels: 33, Inner: 1},
+		{Outer: 4, Channels: 27, Inner: 40}} {
 		for _, zero := range []bool{false, true} { // an epsilon and a variance of 0 have the same invstd
 			epsilon, variance := batchnorm.DefaultEpsilon, inf
 			if zero {
@@ -287,7 +288,8 @@ func TestInfiniteVariance(t *testing.T) {
 					y, dx := make([]float32, s.Len()), make([]float32, s.Len())
 					dgamma, dbeta := make([]float32, s.Channels), make([]float32, s.Channels)
 					noError(t, p.Inference(batchnorm.InferenceArgs{X: x, Beta: beta, Mean: mean, Var: vari, Y: y}))
-					noError(t, p.FrozenBackward(batchnorm.FrozenBackwardArgs{DY: dy, X: x, Beta: beta, Mean: mean, Var: vari, DX: dx, DGamma: dgamma, DBeta: dbeta}))
+					noError(t, p.FrozenBackward(batchnorm.FrozenBackwardArgs{DY: dy, X: x, Beta: beta, Mean: mean, Var: vari,
+						DX: dx, DGamma: dgamma, DBeta: dbeta}))
 					want := beta // of finite channels
 					if act == batchnorm.SiLU {
 						want = make([]float32, s.Channels)
@@ -306,7 +308,8 @@ func TestInfiniteVariance(t *testing.T) {
 					}
 					for c, v := range dgamma {
 						if bad[c] && v == v || !bad[c] && (v != 0 || dbeta[c]-dbeta[c] != 0) {
-							t.Errorf("%v, %v, %v: dgamma[%d] is %g and dbeta %g, of mean %g", s, path, act, c, v, dbeta[c], mean[c])
+							t.Errorf("%v, %v, %v: dgamma[%d] is %g and dbeta %g, of mean %g", s, path, act, c, v, dbeta[c],
+								mean[c])
 						}
 					}
 				}
