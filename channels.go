@@ -197,7 +197,8 @@ const (
 
 	// channelAffine is affine.set, from mean, invstd, gamma and beta to scale and
 	// the constants neg, a and b. A wide channel is unusual, and a precise one if precise is 0. If
-	// running and runningVar are given, it sets mean and invstd from these first, as givenStatistics does.
+	// running and runningVar are given, it sets mean and invstd from these first, as givenStatistics does,
+	// for constants if settled is all ones.
 	channelAffine
 
 	// channelBackward is gradient.set, from sumA, sumB, mean, invstd and count to
@@ -783,7 +784,7 @@ func (w *workspace) setAffines(n int, mean, variance []float32) {
 		if next == c {
 			for next = w.fewSlowly(c, n); c < next; c++ {
 				if mean != nil {
-					w.channels.mean[c], w.channels.invstd[c] = givenStatistics(mean[c], variance[c], w.plan.epsilon)
+					w.channels.mean[c], w.channels.invstd[c] = givenStatistics(mean[c], variance[c], w.plan.epsilon, w.settledStatistics())
 				}
 				w.setAffine(c)
 			}
@@ -791,6 +792,9 @@ func (w *workspace) setAffines(n int, mean, variance []float32) {
 		c = next
 	}
 }
+
+// settledStatistics reports whether statistics that are given as a mean and a variance are constants, not those of a batch.
+func (w *workspace) settledStatistics() bool { return !w.backward || w.frozen }
 
 // setUsualAffines is setAffines for channels from c to n-1 as long as they are usual. It
 // returns the first channel that is left. With precise, precise channels are as good as
@@ -801,7 +805,7 @@ func (w *workspace) setUsualAffines(c, n int, mean, variance []float32, precise 
 		return c
 	}
 	ch := &w.channels
-	k := &channelArgs{n: v, mean: ch.mean[c:], invstd: ch.invstd[c:], epsilon: w.plan.epsilon, precise: allOnes(precise)}
+	k := &channelArgs{n: v, mean: ch.mean[c:], invstd: ch.invstd[c:], epsilon: w.plan.epsilon, precise: allOnes(precise), settled: allOnes(w.settledStatistics())}
 	switch {
 	case mean != nil && staged:
 		k.running, k.runningVar = ch.stage(2, mean, c, v), ch.stage(3, variance, c, v)

@@ -96,7 +96,7 @@ func channelCases() map[string]channelCase {
 		"forward without saved": {channelForward, "sumA sumB gamma beta", "mean variance invstd scale neg a b", true, forwardCase},
 		"forward with extents":  {channelForward, "sumA sumB gamma beta extent", "mean variance invstd scale neg a b", true, forwardCase},
 		"affine of running": {channelAffine, "running runningVar gamma beta", "mean invstd scale neg a b", true, func(a *channelArgs, c int) bool {
-			a.mean[c], a.invstd[c] = givenStatistics(a.running[c], a.runningVar[c], a.epsilon)
+			a.mean[c], a.invstd[c] = givenStatistics(a.running[c], a.runningVar[c], a.epsilon, a.settled != 0)
 			return affineCase(a, c)
 		}},
 		"affine":                 {channelAffine, "mean invstd gamma beta", "scale neg a b", true, affineCase},

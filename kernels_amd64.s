@@ -17440,198 +17440,202 @@ TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_step(R14), DX
 	LEAQ channelArgs_epsilon(R14), DI
 	VBROADCASTSD (DI), Y0
+	LEAQ channelArgs_settled(R14), DI
+	VBROADCASTSD (DI), Y1
 	MOVQ channelArgs_n(R14), DI
 channels1:
 	CMPQ channelArgs_running(R14), $0
 	JEQ unwanted3
 	MOVQ channelArgs_running(R14), SI
 	ADDQ AX, SI
-	VCVTPS2PD (SI), Y1
-	VCVTPS2PD 16(SI), Y2
+	VCVTPS2PD (SI), Y2
+	VCVTPS2PD 16(SI), Y3
 	MOVQ channelArgs_runningVar(R14), SI
 	ADDQ AX, SI
-	VCVTPS2PD (SI), Y5
-	VCVTPS2PD 16(SI), Y6
-	VADDPD Y0, Y5, Y5
+	VCVTPS2PD (SI), Y6
+	VCVTPS2PD 16(SI), Y7
 	VADDPD Y0, Y6, Y6
-	VANDPS constants<>+416(SB), Y5, Y7
-	VCMPPD $0x12, constants<>+0(SB), Y7, Y7
+	VADDPD Y0, Y7, Y7
 	VANDPS constants<>+416(SB), Y6, Y8
 	VCMPPD $0x12, constants<>+0(SB), Y8, Y8
-	VSQRTPD Y5, Y5
+	VANDPS constants<>+416(SB), Y7, Y9
+	VCMPPD $0x12, constants<>+0(SB), Y9, Y9
 	VSQRTPD Y6, Y6
+	VSQRTPD Y7, Y7
 	VMOVUPS constants<>+160(SB), Y14
-	VDIVPD Y5, Y14, Y5
 	VDIVPD Y6, Y14, Y6
-	VANDNPS Y5, Y7, Y5
-	VCMPPD $0x12, constants<>+0(SB), Y5, Y7
-	VANDNPS constants<>+160(SB), Y7, Y7
-	VMULPD Y7, Y1, Y1
+	VDIVPD Y7, Y14, Y7
 	VANDNPS Y6, Y8, Y6
 	VCMPPD $0x12, constants<>+0(SB), Y6, Y8
+	VANDPS Y1, Y8, Y8
 	VANDNPS constants<>+160(SB), Y8, Y8
 	VMULPD Y8, Y2, Y2
+	VANDNPS Y7, Y9, Y7
+	VCMPPD $0x12, constants<>+0(SB), Y7, Y9
+	VANDPS Y1, Y9, Y9
+	VANDNPS constants<>+160(SB), Y9, Y9
+	VMULPD Y9, Y3, Y3
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
-	VMOVUPS Y1, (SI)
-	VMOVUPS Y2, 32(SI)
+	VMOVUPS Y2, (SI)
+	VMOVUPS Y3, 32(SI)
 	MOVQ channelArgs_invstd(R14), SI
 	ADDQ BX, SI
-	VMOVUPS Y5, (SI)
-	VMOVUPS Y6, 32(SI)
+	VMOVUPS Y6, (SI)
+	VMOVUPS Y7, 32(SI)
 unwanted3:
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
-	VMOVUPS (SI), Y1
-	VMOVUPS 32(SI), Y2
+	VMOVUPS (SI), Y2
+	VMOVUPS 32(SI), Y3
 	MOVQ channelArgs_invstd(R14), SI
 	ADDQ BX, SI
-	VMOVUPS (SI), Y5
-	VMOVUPS 32(SI), Y6
-	VCVTPD2PSY Y5, X9
-	VCVTPD2PSY Y6, X8
-	VINSERTF128 $1, X8, Y9, Y9
-	VCMPPS $0x12, Y9, Y9, Y10
-	VANDPS constants<>+192(SB), Y9, Y9
-	VCMPPS $0x12, constants<>+288(SB), Y9, Y8
-	VCMPPS $0x1e, constants<>+576(SB), Y9, Y9
-	VANDPS Y8, Y9, Y9
+	VMOVUPS (SI), Y6
+	VMOVUPS 32(SI), Y7
+	VCVTPD2PSY Y6, X10
+	VCVTPD2PSY Y7, X9
+	VINSERTF128 $1, X9, Y10, Y10
+	VCMPPS $0x12, Y10, Y10, Y11
+	VANDPS constants<>+192(SB), Y10, Y10
+	VCMPPS $0x12, constants<>+288(SB), Y10, Y9
+	VCMPPS $0x1e, constants<>+576(SB), Y10, Y10
+	VANDPS Y9, Y10, Y10
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
-	VCVTPS2PD (SI), Y3
-	VCVTPS2PD 16(SI), Y4
-	VMULPD Y5, Y3, Y3
+	VCVTPS2PD (SI), Y4
+	VCVTPS2PD 16(SI), Y5
 	VMULPD Y6, Y4, Y4
+	VMULPD Y7, Y5, Y5
 	MOVQ channelArgs_scale(R14), SI
 	ADDQ BX, SI
-	VMOVUPS Y3, (SI)
-	VMOVUPS Y4, 32(SI)
-	VCVTPD2PSY Y3, X7
+	VMOVUPS Y4, (SI)
+	VMOVUPS Y5, 32(SI)
 	VCVTPD2PSY Y4, X8
-	VINSERTF128 $1, X8, Y7, Y7
+	VCVTPD2PSY Y5, X9
+	VINSERTF128 $1, X9, Y8, Y8
 	MOVQ channelArgs_a(R14), SI
 	ADDQ CX, SI
-	VMOVUPS Y7, (SI)
-	VANDPS constants<>+192(SB), Y7, Y7
-	VCMPPS $0x12, constants<>+224(SB), Y7, Y8
-	VCMPPS $0x1e, constants<>+256(SB), Y7, Y7
-	VANDPS Y8, Y7, Y7
+	VMOVUPS Y8, (SI)
+	VANDPS constants<>+192(SB), Y8, Y8
+	VCMPPS $0x12, constants<>+224(SB), Y8, Y9
+	VCMPPS $0x1e, constants<>+256(SB), Y8, Y8
+	VANDPS Y9, Y8, Y8
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y8
-	VANDPS constants<>+192(SB), Y8, Y8
-	VCMPPS $0x12, constants<>+0(SB), Y8, Y8
-	VORPS Y8, Y7, Y7
-	VANDPS Y7, Y9, Y9
-	VCVTPD2PSY Y1, X8
-	VCVTPD2PSY Y2, X7
-	VINSERTF128 $1, X7, Y8, Y8
-	VXORPS constants<>+32(SB), Y8, Y7
+	VMOVUPS (SI), Y9
+	VANDPS constants<>+192(SB), Y9, Y9
+	VCMPPS $0x12, constants<>+0(SB), Y9, Y9
+	VORPS Y9, Y8, Y8
+	VANDPS Y8, Y10, Y10
+	VCVTPD2PSY Y2, X9
+	VCVTPD2PSY Y3, X8
+	VINSERTF128 $1, X8, Y9, Y9
+	VXORPS constants<>+32(SB), Y9, Y8
 	MOVQ channelArgs_neg(R14), SI
 	ADDQ CX, SI
-	VMOVUPS Y7, (SI)
-	VANDPS constants<>+192(SB), Y7, Y7
-	VCMPPS $0x12, constants<>+288(SB), Y7, Y7
-	VANDPS Y7, Y9, Y9
-	VCVTPS2PD X8, Y7
-	VEXTRACTF128 $1, Y8, X8
-	VCVTPS2PD X8, Y8
-	VSUBPD Y7, Y1, Y1
+	VMOVUPS Y8, (SI)
+	VANDPS constants<>+192(SB), Y8, Y8
+	VCMPPS $0x12, constants<>+288(SB), Y8, Y8
+	VANDPS Y8, Y10, Y10
+	VCVTPS2PD X9, Y8
+	VEXTRACTF128 $1, Y9, X9
+	VCVTPS2PD X9, Y9
 	VSUBPD Y8, Y2, Y2
-	VMULPD Y3, Y1, Y1
+	VSUBPD Y9, Y3, Y3
 	VMULPD Y4, Y2, Y2
+	VMULPD Y5, Y3, Y3
 	MOVQ channelArgs_beta(R14), SI
 	ADDQ AX, SI
-	VCVTPS2PD (SI), Y7
-	VCVTPS2PD 16(SI), Y8
-	VSUBPD Y1, Y7, Y7
+	VCVTPS2PD (SI), Y8
+	VCVTPS2PD 16(SI), Y9
 	VSUBPD Y2, Y8, Y8
+	VSUBPD Y3, Y9, Y9
 	MOVQ channelArgs_b(R14), SI
 	ADDQ CX, SI
-	VCVTPD2PSY Y7, X7
 	VCVTPD2PSY Y8, X8
-	VINSERTF128 $1, X8, Y7, Y7
-	VMOVUPS Y7, (SI)
-	VANDNPS Y10, Y9, Y9
-	VTESTPS Y9, Y9
+	VCVTPD2PSY Y9, X9
+	VINSERTF128 $1, X9, Y8, Y8
+	VMOVUPS Y8, (SI)
+	VANDNPS Y11, Y10, Y10
+	VTESTPS Y10, Y10
 	JEQ usual4
-	VMOVUPS constants<>+64(SB), Y9
+	VMOVUPS constants<>+64(SB), Y10
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
-	VMOVUPS (SI), Y1
-	VMOVUPS 32(SI), Y2
+	VMOVUPS (SI), Y2
+	VMOVUPS 32(SI), Y3
 	MOVQ channelArgs_invstd(R14), SI
 	ADDQ BX, SI
-	VMOVUPS (SI), Y5
-	VMOVUPS 32(SI), Y6
+	VMOVUPS (SI), Y6
+	VMOVUPS 32(SI), Y7
 	MOVQ channelArgs_scale(R14), SI
 	ADDQ BX, SI
-	VMOVUPS (SI), Y3
-	VMOVUPS 32(SI), Y4
-	VANDPS constants<>+416(SB), Y1, Y1
-	VCMPPD $0x1d, constants<>+448(SB), Y1, Y7
-	VCMPPD $0x1d, Y5, Y5, Y8
-	VANDPS Y8, Y7, Y7
-	VCMPPD $0x12, constants<>+384(SB), Y1, Y1
-	LEAQ channelArgs_close(R14), SI
-	VBROADCASTSD (SI), Y14
-	VCMPPD $0x1d, Y14, Y5, Y8
-	VANDPS Y1, Y8, Y8
-	VANDNPS Y7, Y8, Y7
-	VANDNPS Y9, Y7, Y9
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y5
 	VANDPS constants<>+416(SB), Y2, Y2
-	VCMPPD $0x1d, constants<>+448(SB), Y2, Y7
-	VCMPPD $0x1d, Y6, Y6, Y8
-	VANDPS Y8, Y7, Y7
+	VCMPPD $0x1d, constants<>+448(SB), Y2, Y8
+	VCMPPD $0x1d, Y6, Y6, Y9
+	VANDPS Y9, Y8, Y8
 	VCMPPD $0x12, constants<>+384(SB), Y2, Y2
 	LEAQ channelArgs_close(R14), SI
 	VBROADCASTSD (SI), Y14
-	VCMPPD $0x1d, Y14, Y6, Y8
-	VANDPS Y2, Y8, Y8
-	VANDNPS Y7, Y8, Y7
-	VANDNPS Y9, Y7, Y9
-	VANDPS constants<>+416(SB), Y5, Y7
-	VCMPPD $0x1d, constants<>+448(SB), Y7, Y8
+	VCMPPD $0x1d, Y14, Y6, Y9
+	VANDPS Y2, Y9, Y9
+	VANDNPS Y8, Y9, Y8
+	VANDNPS Y10, Y8, Y10
+	VANDPS constants<>+416(SB), Y3, Y3
+	VCMPPD $0x1d, constants<>+448(SB), Y3, Y8
+	VCMPPD $0x1d, Y7, Y7, Y9
+	VANDPS Y9, Y8, Y8
+	VCMPPD $0x12, constants<>+384(SB), Y3, Y3
+	LEAQ channelArgs_close(R14), SI
+	VBROADCASTSD (SI), Y14
+	VCMPPD $0x1d, Y14, Y7, Y9
+	VANDPS Y3, Y9, Y9
+	VANDNPS Y8, Y9, Y8
+	VANDNPS Y10, Y8, Y10
+	VANDPS constants<>+416(SB), Y6, Y8
+	VCMPPD $0x1d, constants<>+448(SB), Y8, Y9
+	VANDNPS Y10, Y9, Y10
+	VCMPPD $0x12, constants<>+480(SB), Y8, Y9
+	VCMPPD $0x12, constants<>+0(SB), Y8, Y8
 	VANDNPS Y9, Y8, Y9
-	VCMPPD $0x12, constants<>+480(SB), Y7, Y8
-	VCMPPD $0x12, constants<>+0(SB), Y7, Y7
-	VANDNPS Y8, Y7, Y8
 	LEAQ channelArgs_precise(R14), SI
 	VBROADCASTSD (SI), Y14
-	VANDNPS Y8, Y14, Y8
+	VANDNPS Y9, Y14, Y9
+	VANDNPS Y10, Y9, Y10
+	VANDPS constants<>+416(SB), Y7, Y8
+	VCMPPD $0x1d, constants<>+448(SB), Y8, Y9
+	VANDNPS Y10, Y9, Y10
+	VCMPPD $0x12, constants<>+480(SB), Y8, Y9
+	VCMPPD $0x12, constants<>+0(SB), Y8, Y8
 	VANDNPS Y9, Y8, Y9
-	VANDPS constants<>+416(SB), Y6, Y7
-	VCMPPD $0x1d, constants<>+448(SB), Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VCMPPD $0x12, constants<>+480(SB), Y7, Y8
-	VCMPPD $0x12, constants<>+0(SB), Y7, Y7
-	VANDNPS Y8, Y7, Y8
 	LEAQ channelArgs_precise(R14), SI
 	VBROADCASTSD (SI), Y14
-	VANDNPS Y8, Y14, Y8
+	VANDNPS Y9, Y14, Y9
+	VANDNPS Y10, Y9, Y10
+	VANDPS constants<>+416(SB), Y4, Y8
+	VCMPPD $0x1d, constants<>+512(SB), Y8, Y9
+	VANDNPS Y10, Y9, Y10
+	VCMPPD $0x12, constants<>+544(SB), Y8, Y9
+	VCMPPD $0x12, constants<>+0(SB), Y8, Y8
 	VANDNPS Y9, Y8, Y9
-	VANDPS constants<>+416(SB), Y3, Y7
-	VCMPPD $0x1d, constants<>+512(SB), Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VCMPPD $0x12, constants<>+544(SB), Y7, Y8
-	VCMPPD $0x12, constants<>+0(SB), Y7, Y7
-	VANDNPS Y8, Y7, Y8
 	LEAQ channelArgs_precise(R14), SI
 	VBROADCASTSD (SI), Y14
-	VANDNPS Y8, Y14, Y8
+	VANDNPS Y9, Y14, Y9
+	VANDNPS Y10, Y9, Y10
+	VANDPS constants<>+416(SB), Y5, Y8
+	VCMPPD $0x1d, constants<>+512(SB), Y8, Y9
+	VANDNPS Y10, Y9, Y10
+	VCMPPD $0x12, constants<>+544(SB), Y8, Y9
+	VCMPPD $0x12, constants<>+0(SB), Y8, Y8
 	VANDNPS Y9, Y8, Y9
-	VANDPS constants<>+416(SB), Y4, Y7
-	VCMPPD $0x1d, constants<>+512(SB), Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VCMPPD $0x12, constants<>+544(SB), Y7, Y8
-	VCMPPD $0x12, constants<>+0(SB), Y7, Y7
-	VANDNPS Y8, Y7, Y8
 	LEAQ channelArgs_precise(R14), SI
 	VBROADCASTSD (SI), Y14
-	VANDNPS Y8, Y14, Y8
-	VANDNPS Y9, Y8, Y9
-	VXORPS constants<>+64(SB), Y9, Y9
-	VTESTPS Y9, Y9
+	VANDNPS Y9, Y14, Y9
+	VANDNPS Y10, Y9, Y10
+	VXORPS constants<>+64(SB), Y10, Y10
+	VTESTPS Y10, Y10
 	JNE unusual2
 usual4:
 	ADDQ $32, AX
@@ -18099,8 +18103,7 @@ quads7:
 	SUBQ $4, R8
 	JGE quads7
 rest8:
-	ADDQ $4, R8
-	SUBQ $0, R8
+	SUBQ $-4, R8
 	JEQ done10
 row9:
 	VMOVUPS (DI), Y3
@@ -18232,8 +18235,7 @@ quads15:
 	SUBQ $4, R8
 	JGE quads15
 rest16:
-	ADDQ $4, R8
-	SUBQ $0, R8
+	SUBQ $-4, R8
 	JEQ done18
 row17:
 	VADDPS (DI), Y2, Y3

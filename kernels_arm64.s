@@ -12930,6 +12930,8 @@ TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_step(R23), R3
 	ADD $channelArgs_epsilon, R23, R5
 	LD1R4D(5, 0)
+	ADD $channelArgs_settled, R23, R5
+	LD1R4D(5, 1)
 	MOVD channelArgs_n(R23), R5
 	MOVD $affineChannelsTable<>(SB), R24
 channels1:
@@ -12937,226 +12939,228 @@ channels1:
 	CBZ R4, unwanted3
 	MOVD channelArgs_running(R23), R4
 	ADD R0, R4
-	FLDPQ (R4), (F4, F5)
-	WIDEN(2, 1, 2)
+	FLDPQ (R4), (F6, F7)
+	WIDEN(3, 2, 3)
 	MOVD channelArgs_runningVar(R23), R4
 	ADD R0, R4
-	FLDPQ (R4), (F12, F13)
-	WIDEN(6, 5, 6)
-	FADD4D(0, 5, 5)
+	FLDPQ (R4), (F14, F15)
+	WIDEN(7, 6, 7)
 	FADD4D(0, 6, 6)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 5, 7)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(7, 14, 7)
+	FADD4D(0, 7, 7)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 6, 8)
 	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(8, 14, 8)
-	FSQRT4D(5, 5)
-	FSQRT4D(6, 6)
-	FLDPQ 64(R24), (F28, F29)
-	FDIV4D(5, 14, 5)
-	FDIV4D(6, 14, 6)
-	BIC8(7, 5, 5)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 7, 9)
 	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(5, 14, 7)
+	FCMGE4D(9, 14, 9)
+	FSQRT4D(6, 6)
+	FSQRT4D(7, 7)
 	FLDPQ 64(R24), (F28, F29)
-	BIC8(7, 14, 7)
-	FMUL4D(7, 1, 1)
+	FDIV4D(6, 14, 6)
+	FDIV4D(7, 14, 7)
 	BIC8(8, 6, 6)
 	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(6, 14, 8)
+	AND8(1, 8, 8)
 	FLDPQ 64(R24), (F28, F29)
 	BIC8(8, 14, 8)
 	FMUL4D(8, 2, 2)
+	BIC8(9, 7, 7)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(7, 14, 9)
+	AND8(1, 9, 9)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(9, 14, 9)
+	FMUL4D(9, 3, 3)
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
-	FSTPQ (F2, F3), (R4)
-	FSTPQ (F4, F5), 32(R4)
+	FSTPQ (F4, F5), (R4)
+	FSTPQ (F6, F7), 32(R4)
 	MOVD channelArgs_invstd(R23), R4
 	ADD R1, R4
-	FSTPQ (F10, F11), (R4)
-	FSTPQ (F12, F13), 32(R4)
+	FSTPQ (F12, F13), (R4)
+	FSTPQ (F14, F15), 32(R4)
 unwanted3:
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
-	FLDPQ (R4), (F2, F3)
-	FLDPQ 32(R4), (F4, F5)
+	FLDPQ (R4), (F4, F5)
+	FLDPQ 32(R4), (F6, F7)
 	MOVD channelArgs_invstd(R23), R4
 	ADD R1, R4
-	FLDPQ (R4), (F10, F11)
-	FLDPQ 32(R4), (F12, F13)
-	NARROW(5, 6, 9)
-	FCMGE8(9, 9, 10)
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
+	NARROW(6, 7, 10)
+	FCMGE8(10, 10, 11)
 	FLDPQ 96(R24), (F28, F29)
-	AND8(14, 9, 9)
+	AND8(14, 10, 10)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE8(9, 14, 8)
+	FCMGE8(10, 14, 9)
 	FLDPQ 160(R24), (F28, F29)
-	FCMGT8(14, 9, 9)
-	AND8(8, 9, 9)
+	FCMGT8(14, 10, 10)
+	AND8(9, 10, 10)
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
-	FLDPQ (R4), (F8, F9)
-	WIDEN(4, 3, 4)
-	FMUL4D(5, 3, 3)
+	FLDPQ (R4), (F10, F11)
+	WIDEN(5, 4, 5)
 	FMUL4D(6, 4, 4)
+	FMUL4D(7, 5, 5)
 	MOVD channelArgs_scale(R23), R4
 	ADD R1, R4
-	FSTPQ (F6, F7), (R4)
-	FSTPQ (F8, F9), 32(R4)
-	NARROW(3, 4, 7)
+	FSTPQ (F8, F9), (R4)
+	FSTPQ (F10, F11), 32(R4)
+	NARROW(4, 5, 8)
 	MOVD channelArgs_a(R23), R4
 	ADD R2, R4
-	FSTPQ (F14, F15), (R4)
-	FLDPQ 96(R24), (F28, F29)
-	AND8(14, 7, 7)
-	FLDPQ 192(R24), (F28, F29)
-	FCMGE8(7, 14, 8)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGT8(14, 7, 7)
-	AND8(8, 7, 7)
-	MOVD channelArgs_gamma(R23), R4
-	ADD R0, R4
-	FLDPQ (R4), (F16, F17)
+	FSTPQ (F16, F17), (R4)
 	FLDPQ 96(R24), (F28, F29)
 	AND8(14, 8, 8)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE8(8, 14, 9)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGT8(14, 8, 8)
+	AND8(9, 8, 8)
+	MOVD channelArgs_gamma(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F18, F19)
+	FLDPQ 96(R24), (F28, F29)
+	AND8(14, 9, 9)
 	FLDPQ 32(R24), (F28, F29)
-	FCMGE8(8, 14, 8)
-	ORR8(8, 7, 7)
-	AND8(7, 9, 9)
-	NARROW(1, 2, 8)
+	FCMGE8(9, 14, 9)
+	ORR8(9, 8, 8)
+	AND8(8, 10, 10)
+	NARROW(2, 3, 9)
 	FLDPQ 256(R24), (F28, F29)
-	EOR8(14, 8, 7)
+	EOR8(14, 9, 8)
 	MOVD channelArgs_neg(R23), R4
 	ADD R2, R4
-	FSTPQ (F14, F15), (R4)
+	FSTPQ (F16, F17), (R4)
 	FLDPQ 96(R24), (F28, F29)
-	AND8(14, 7, 7)
+	AND8(14, 8, 8)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE8(7, 14, 7)
-	AND8(7, 9, 9)
-	WIDEN(8, 7, 8)
-	FSUB4D(7, 1, 1)
+	FCMGE8(8, 14, 8)
+	AND8(8, 10, 10)
+	WIDEN(9, 8, 9)
 	FSUB4D(8, 2, 2)
-	FMUL4D(3, 1, 1)
+	FSUB4D(9, 3, 3)
 	FMUL4D(4, 2, 2)
+	FMUL4D(5, 3, 3)
 	MOVD channelArgs_beta(R23), R4
 	ADD R0, R4
-	FLDPQ (R4), (F16, F17)
-	WIDEN(8, 7, 8)
-	FSUB4D(1, 7, 7)
+	FLDPQ (R4), (F18, F19)
+	WIDEN(9, 8, 9)
 	FSUB4D(2, 8, 8)
+	FSUB4D(3, 9, 9)
 	MOVD channelArgs_b(R23), R4
 	ADD R2, R4
-	NARROW(7, 8, 7)
-	FSTPQ (F14, F15), (R4)
-	BIC8(9, 10, 9)
-	MAXOFALL(9)
-	VMOV V18.S[0], R15
+	NARROW(8, 9, 8)
+	FSTPQ (F16, F17), (R4)
+	BIC8(10, 11, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
 	CBZ R15, usual4
-	FLDPQ 288(R24), (F18, F19)
+	FLDPQ 288(R24), (F20, F21)
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
-	FLDPQ (R4), (F2, F3)
-	FLDPQ 32(R4), (F4, F5)
+	FLDPQ (R4), (F4, F5)
+	FLDPQ 32(R4), (F6, F7)
 	MOVD channelArgs_invstd(R23), R4
 	ADD R1, R4
-	FLDPQ (R4), (F10, F11)
-	FLDPQ 32(R4), (F12, F13)
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
 	MOVD channelArgs_scale(R23), R4
 	ADD R1, R4
-	FLDPQ (R4), (F6, F7)
-	FLDPQ 32(R4), (F8, F9)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 1, 1)
-	FLDPQ 320(R24), (F28, F29)
-	FCMGE4D(14, 1, 7)
-	FCMGE4D(5, 5, 8)
-	AND8(8, 7, 7)
-	FLDPQ 352(R24), (F28, F29)
-	FCMGE4D(1, 14, 1)
-	ADD $channelArgs_close, R23, R4
-	LD1R4D(4, 14)
-	FCMGE4D(14, 5, 8)
-	AND8(1, 8, 8)
-	BIC8(8, 7, 7)
-	BIC8(7, 9, 9)
+	FLDPQ (R4), (F8, F9)
+	FLDPQ 32(R4), (F10, F11)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 2, 2)
 	FLDPQ 320(R24), (F28, F29)
-	FCMGE4D(14, 2, 7)
-	FCMGE4D(6, 6, 8)
-	AND8(8, 7, 7)
+	FCMGE4D(14, 2, 8)
+	FCMGE4D(6, 6, 9)
+	AND8(9, 8, 8)
 	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(2, 14, 2)
 	ADD $channelArgs_close, R23, R4
 	LD1R4D(4, 14)
-	FCMGE4D(14, 6, 8)
-	AND8(2, 8, 8)
-	BIC8(8, 7, 7)
-	BIC8(7, 9, 9)
+	FCMGE4D(14, 6, 9)
+	AND8(2, 9, 9)
+	BIC8(9, 8, 8)
+	BIC8(8, 10, 10)
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 5, 7)
+	AND8(14, 3, 3)
 	FLDPQ 320(R24), (F28, F29)
-	FCMGE4D(14, 7, 8)
-	BIC8(8, 9, 9)
-	FLDPQ 384(R24), (F28, F29)
-	FCMGE4D(7, 14, 8)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(7, 14, 7)
-	BIC8(7, 8, 8)
-	ADD $channelArgs_precise, R23, R4
+	FCMGE4D(14, 3, 8)
+	FCMGE4D(7, 7, 9)
+	AND8(9, 8, 8)
+	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(3, 14, 3)
+	ADD $channelArgs_close, R23, R4
 	LD1R4D(4, 14)
-	BIC8(14, 8, 8)
-	BIC8(8, 9, 9)
+	FCMGE4D(14, 7, 9)
+	AND8(3, 9, 9)
+	BIC8(9, 8, 8)
+	BIC8(8, 10, 10)
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 6, 7)
+	AND8(14, 6, 8)
 	FLDPQ 320(R24), (F28, F29)
-	FCMGE4D(14, 7, 8)
-	BIC8(8, 9, 9)
+	FCMGE4D(14, 8, 9)
+	BIC8(9, 10, 10)
 	FLDPQ 384(R24), (F28, F29)
-	FCMGE4D(7, 14, 8)
+	FCMGE4D(8, 14, 9)
 	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(7, 14, 7)
-	BIC8(7, 8, 8)
+	FCMGE4D(8, 14, 8)
+	BIC8(8, 9, 9)
 	ADD $channelArgs_precise, R23, R4
 	LD1R4D(4, 14)
-	BIC8(14, 8, 8)
-	BIC8(8, 9, 9)
+	BIC8(14, 9, 9)
+	BIC8(9, 10, 10)
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 3, 7)
-	FLDPQ 416(R24), (F28, F29)
-	FCMGE4D(14, 7, 8)
-	BIC8(8, 9, 9)
-	FLDPQ 448(R24), (F28, F29)
-	FCMGE4D(7, 14, 8)
+	AND8(14, 7, 8)
+	FLDPQ 320(R24), (F28, F29)
+	FCMGE4D(14, 8, 9)
+	BIC8(9, 10, 10)
+	FLDPQ 384(R24), (F28, F29)
+	FCMGE4D(8, 14, 9)
 	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(7, 14, 7)
-	BIC8(7, 8, 8)
+	FCMGE4D(8, 14, 8)
+	BIC8(8, 9, 9)
 	ADD $channelArgs_precise, R23, R4
 	LD1R4D(4, 14)
-	BIC8(14, 8, 8)
-	BIC8(8, 9, 9)
+	BIC8(14, 9, 9)
+	BIC8(9, 10, 10)
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 4, 7)
+	AND8(14, 4, 8)
 	FLDPQ 416(R24), (F28, F29)
-	FCMGE4D(14, 7, 8)
-	BIC8(8, 9, 9)
+	FCMGE4D(14, 8, 9)
+	BIC8(9, 10, 10)
 	FLDPQ 448(R24), (F28, F29)
-	FCMGE4D(7, 14, 8)
+	FCMGE4D(8, 14, 9)
 	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(7, 14, 7)
-	BIC8(7, 8, 8)
+	FCMGE4D(8, 14, 8)
+	BIC8(8, 9, 9)
 	ADD $channelArgs_precise, R23, R4
 	LD1R4D(4, 14)
-	BIC8(14, 8, 8)
+	BIC8(14, 9, 9)
+	BIC8(9, 10, 10)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 5, 8)
+	FLDPQ 416(R24), (F28, F29)
+	FCMGE4D(14, 8, 9)
+	BIC8(9, 10, 10)
+	FLDPQ 448(R24), (F28, F29)
+	FCMGE4D(8, 14, 9)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(8, 14, 8)
 	BIC8(8, 9, 9)
+	ADD $channelArgs_precise, R23, R4
+	LD1R4D(4, 14)
+	BIC8(14, 9, 9)
+	BIC8(9, 10, 10)
 	FLDPQ 288(R24), (F28, F29)
-	EOR8(14, 9, 9)
-	MAXOFALL(9)
-	VMOV V18.S[0], R15
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
 	CBNZ R15, unusual2
 usual4:
 	ADD $32, R0
@@ -13790,8 +13794,7 @@ quads7:
 	SUBS $4, R6
 	BGE quads7
 rest8:
-	ADD $4, R6
-	SUBS $0, R6
+	SUBS $-4, R6
 	BEQ done10
 row9:
 	FLDPQ (R5), (F6, F7)
@@ -13935,8 +13938,7 @@ quads15:
 	SUBS $4, R6
 	BGE quads15
 rest16:
-	ADD $4, R6
-	SUBS $0, R6
+	SUBS $-4, R6
 	BEQ done18
 row17:
 	FLDPQ (R5), (F6, F7)

@@ -626,7 +626,7 @@ func (c *chans) update(running, batch pair, weight, rest vec) {
 // given statistics take place beside the arithmetic of the channels before.
 func affineChannels(c *chans) {
 	c.useOffsets()
-	epsilon := c.scalar("epsilon")
+	epsilon, settled := c.scalar("epsilon"), c.scalar("settled")
 	m, s, i, t := c.pair(), c.pair(), c.pair(), c.pair()
 	c.usual = c.newVec()
 	matters := c.newVec() // zeros where there is no invstd
@@ -643,6 +643,7 @@ func affineChannels(c *chans) {
 			for h := range i {
 				c.op(opAndNot, i[h], t[h], i[h])
 				c.op64C(opLE64, t[h], i[h], 0)
+				c.op(opAnd, t[h], t[h], settled)
 				c.opConstant(opAndNot, t[h], t[h], c.entry64(math.Float64bits(1)))
 				c.op(opMul64, m[h], m[h], t[h]) // a mean without effect
 			}
@@ -1082,8 +1083,7 @@ func stripChannels(c *chans) {
 		c.subImm(left, quadSize)
 		c.branch(ifNotLess, quads)
 		c.label(rest)
-		c.addImm(left, quadSize)
-		c.subImm(left, 0)
+		c.subImm(left, -quadSize)
 		c.branch(ifZero, done)
 		c.label(row)
 		next(a)
