@@ -243,7 +243,7 @@ var mutations = []mutation{
 	{name: "schedule: a task of a part of the rows that are written as one", file: "schedule.go", pkg: ".", tests: "TestChoose",
 		old: "max(1, w.tile) * w.side", new: "max(1, w.tile*w.side)"},
 	{name: "channels: a strip without its last row", file: "kernels/channels.go", pkg: ".", tests: "TestChannelKernels",
-		old: "		c.addImm(left, quadSize)\n		c.subImm(left, 0)\n", new: "		c.addImm(left, quadSize)\n		c.subImm(left, 1)\n"},
+		old: "		c.subImm(left, -quadSize)\n", new: "		c.subImm(left, 1-quadSize)\n"},
 	{name: "cols: strips of columns without the rest", file: "cols.go", pkg: ".", tests: "TestBits|TestSweep|TestGolden|TestKinds",
 		old: "rest > 0 && r1 == g.height {", new: "rest < 0 {"},
 	{name: "channels: a quick look that lets everything pass", file: "kernels/channels.go", pkg: ".", tests: "TestChannelKernels",
