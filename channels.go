@@ -805,7 +805,8 @@ func (w *workspace) setUsualAffines(c, n int, mean, variance []float32, precise 
 		return c
 	}
 	ch := &w.channels
-	k := &channelArgs{n: v, mean: ch.mean[c:], invstd: ch.invstd[c:], epsilon: w.plan.epsilon, precise: allOnes(precise), settled: allOnes(w.settledStatistics())}
+	k := &channelArgs{n: v, mean: ch.mean[c:], invstd: ch.invstd[c:], epsilon: w.plan.epsilon,
+		precise: allOnes(precise), settled: allOnes(w.settledStatistics())}
 	switch {
 	case mean != nil && staged:
 		k.running, k.runningVar = ch.stage(2, mean, c, v), ch.stage(3, variance, c, v)
