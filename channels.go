@@ -119,7 +119,7 @@ type channelArgs struct {
 	stride               int     // bytes from a row of x to the next
 	second, third        int     // bytes from the first row of x to the other sampled ones
 	fourth               int
-	settled              float64      // bits: all ones where sums are final, 0 otherwise
+	settled              float64      // bits: all ones where sums, or given statistics, are final, 0 otherwise
 	precise              float64      // bits: all ones where precise channels are as good as usual ones, 0 otherwise
 	close                float64      // no x-m overflows where invstd is at least this
 	leastSum             float32      // of variance and epsilon, for the quick look of channelForward
@@ -198,7 +198,7 @@ const (
 	// channelAffine is affine.set, from mean, invstd, gamma and beta to scale and
 	// the constants neg, a and b. A wide channel is unusual, and a precise one if precise is 0. If
 	// running and runningVar are given, it sets mean and invstd from these first, as givenStatistics does,
-	// for constants if settled is all ones.
+	// which are final if settled is all ones.
 	channelAffine
 
 	// channelBackward is gradient.set, from sumA, sumB, mean, invstd and count to
@@ -793,7 +793,7 @@ func (w *workspace) setAffines(n int, mean, variance []float32) {
 	}
 }
 
-// settledStatistics reports whether statistics that are given as a mean and a variance are constants, not those of a batch.
+// settledStatistics reports whether a given mean and variance are final, not those of a batch.
 func (w *workspace) settledStatistics() bool { return !w.backward || w.frozen }
 
 // setUsualAffines is setAffines for channels from c to n-1 as long as they are usual. It

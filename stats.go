@@ -107,11 +107,11 @@ func invStd(variance, epsilon float64) float64 {
 	return 1 / math.Sqrt(t)
 }
 
-// givenStatistics returns the mean and invstd of a channel whose mean and variance are given. If they are constants, and
+// givenStatistics returns the mean and invstd of a channel whose mean and variance are given. If they are final, and
 // invstd is 0, as with an infinite variance, a finite mean has no effect, and is 0: x less a mean of 1e35 could leave float32.
-func givenStatistics(mean, variance float32, epsilon float64, constants bool) (m, invstd float64) {
+func givenStatistics(mean, variance float32, epsilon float64, settled bool) (m, invstd float64) {
 	m, invstd = float64(mean), invStd(float64(variance), epsilon)
-	if constants && invstd == 0 {
+	if settled && invstd == 0 {
 		m *= 0
 	}
 	return m, invstd

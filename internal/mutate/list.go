@@ -268,7 +268,7 @@ var mutations = []mutation{
 	{name: "rescue: x that is not finite is summed again", file: "rescue.go", pkg: ".", tests: "TestFrozen|TestInfiniteBesideOthers",
 		old: "		w.measure(c, end, false)\n		clear(ch.flag[c:end])", new: "		clear(ch.flag[c:end])"},
 	{name: "given statistics: pure Go keeps a mean without effect", file: "stats.go", pkg: ".", tests: "TestChannelKernels",
-		old: "	if constants && invstd == 0 {\n		m *= 0", new: "	if constants && invstd < 0 {\n		m *= 0"},
+		old: "	if settled && invstd == 0 {\n		m *= 0", new: "	if settled && invstd < 0 {\n		m *= 0"},
 	{name: "given statistics: those of a batch lose a mean without effect", file: "channels.go", pkg: ".", tests: "TestStatisticsForms",
 		old: "return !w.backward || w.frozen }", new: "return true }"},
 	{name: "given statistics: a mean that is not finite has no effect either", file: "stats.go", pkg: ".",
