@@ -10,7 +10,7 @@ type Path uint8
 
 const (
 	PathGeneric Path = iota // pure Go, on every machine
-	PathAVX2                // amd64 with AVX2
+	PathAVX2                // amd64 with AVX2 and FMA
 	PathNEON                // arm64 with ASIMD
 )
 
@@ -30,7 +30,7 @@ func (p Path) String() string {
 // Paths returns the paths that this machine can run, the fastest first.
 // The last is always [PathGeneric].
 //
-// Instruction sets that GODEBUG switches off (cpu.avx2=off, cpu.asimd=off,
+// Instruction sets that GODEBUG switches off (cpu.avx2=off, cpu.fma=off, cpu.asimd=off,
 // cpu.all=off) are left out, and so is all assembly in a build with -tags purego.
 func Paths() []Path { return slices.Clone(paths) }
 

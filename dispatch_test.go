@@ -30,7 +30,7 @@ func instructionSetsHere() []instructionSet {
 	switch {
 	case noAssembly:
 	case runtime.GOARCH == "amd64":
-		return []instructionSet{{batchnorm.PathAVX2, cpu.X86.HasAVX && cpu.X86.HasAVX2, []string{"cpu.avx2", "cpu.avx"}}}
+		return []instructionSet{{batchnorm.PathAVX2, cpu.X86.HasAVX && cpu.X86.HasAVX2 && cpu.X86.HasFMA, []string{"cpu.avx2", "cpu.avx", "cpu.fma"}}}
 	case runtime.GOARCH == "arm64":
 		return []instructionSet{{batchnorm.PathNEON, cpu.ARM64.HasASIMD, []string{"cpu.asimd"}}}
 	}

@@ -7,7 +7,7 @@ package batchnorm
 import "golang.org/x/sys/cpu"
 
 func detectSIMD() []Path {
-	if cpu.X86.HasAVX && cpu.X86.HasAVX2 {
+	if cpu.X86.HasAVX && cpu.X86.HasAVX2 && cpu.X86.HasFMA {
 		return []Path{PathAVX2}
 	}
 	return nil

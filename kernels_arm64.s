@@ -87,6 +87,9 @@ GLOBL maskTable<>(SB), RODATA|NOPTR, $64
 // FMUL y0.D2, x0.D2, d0.D2; FMUL y1.D2, x1.D2, d1.D2
 #define FMUL4D(y, x, d) WORD $(0x6e60dc00|(2*y)<<16|(2*x)<<5|(2*d)); WORD $(0x6e60dc00|(2*y+1)<<16|(2*x+1)<<5|(2*d+1))
 
+// VFMLA y0.D2, x0.D2, d0.D2; VFMLA y1.D2, x1.D2, d1.D2
+#define FMLA4D(y, x, d) WORD $(0x4e60cc00|(2*y)<<16|(2*x)<<5|(2*d)); WORD $(0x4e60cc00|(2*y+1)<<16|(2*x+1)<<5|(2*d+1))
+
 // FDIV y0.D2, x0.D2, d0.D2; FDIV y1.D2, x1.D2, d1.D2
 #define FDIV4D(y, x, d) WORD $(0x6e60fc00|(2*y)<<16|(2*x)<<5|(2*d)); WORD $(0x6e60fc00|(2*y+1)<<16|(2*x+1)<<5|(2*d+1))
 
@@ -10991,11 +10994,9 @@ row2:
 	FLDPQ (R8), (F12, F13)
 	WIDEN(6, 5, 6)
 	FADD4D(5, 7, 7)
-	FMUL4D(5, 3, 3)
-	FADD4D(3, 9, 9)
+	FMLA4D(5, 3, 9)
 	FADD4D(6, 8, 8)
-	FMUL4D(6, 4, 4)
-	FADD4D(4, 10, 10)
+	FMLA4D(6, 4, 10)
 	ADD R7, R6
 	ADD R9, R8
 	SUBS $1, R3
@@ -11012,11 +11013,9 @@ row4:
 	TAIL(·loadTail2<>, 0, R8)
 	WIDEN(2, 5, 6)
 	FADD4D(5, 7, 7)
-	FMUL4D(5, 3, 3)
-	FADD4D(3, 9, 9)
+	FMLA4D(5, 3, 9)
 	FADD4D(6, 8, 8)
-	FMUL4D(6, 4, 4)
-	FADD4D(4, 10, 10)
+	FMLA4D(6, 4, 10)
 	ADD R7, R6
 	ADD R9, R8
 	SUBS $1, R3
@@ -11189,11 +11188,9 @@ row2:
 	FCMGE4D(14, 2, 2)
 	AND8(2, 6, 6)
 	FADD4D(5, 7, 7)
-	FMUL4D(5, 3, 3)
-	FADD4D(3, 9, 9)
+	FMLA4D(5, 3, 9)
 	FADD4D(6, 8, 8)
-	FMUL4D(6, 4, 4)
-	FADD4D(4, 10, 10)
+	FMLA4D(6, 4, 10)
 	ADD R7, R6
 	ADD R9, R8
 	SUBS $1, R3
@@ -11216,11 +11213,9 @@ row4:
 	FCMGE4D(14, 2, 2)
 	AND8(2, 6, 6)
 	FADD4D(5, 7, 7)
-	FMUL4D(5, 3, 3)
-	FADD4D(3, 9, 9)
+	FMLA4D(5, 3, 9)
 	FADD4D(6, 8, 8)
-	FMUL4D(6, 4, 4)
-	FADD4D(4, 10, 10)
+	FMLA4D(6, 4, 10)
 	ADD R7, R6
 	ADD R9, R8
 	SUBS $1, R3
@@ -13979,10 +13974,8 @@ row644:
 	WIDEN(10, 9, 10)
 	FADD4D(7, 3, 3)
 	FADD4D(8, 4, 4)
-	FMUL4D(7, 9, 9)
-	FMUL4D(8, 10, 10)
-	FADD4D(9, 5, 5)
-	FADD4D(10, 6, 6)
+	FMLA4D(7, 9, 5)
+	FMLA4D(8, 10, 6)
 	ADD R4, R5
 	SUBS $1, R6
 	BNE row644

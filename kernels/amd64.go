@@ -34,7 +34,7 @@ func (amd64) detect() string {
 	return `import "golang.org/x/sys/cpu"
 
 func detectSIMD() []Path {
-	if cpu.X86.HasAVX && cpu.X86.HasAVX2 {
+	if cpu.X86.HasAVX && cpu.X86.HasAVX2 && cpu.X86.HasFMA {
 		return []Path{PathAVX2}
 	}
 	return nil
@@ -188,13 +188,14 @@ var amd64Ops = [...]string{
 
 	opMinUnsigned: "VPMINUD",
 
-	opAdd64:    "VADDPD",
-	opSub64:    "VSUBPD",
-	opMul64:    "VMULPD",
-	opDiv64:    "VDIVPD",
-	opGE64:     "VCMPPD $0x1d,", // GE_OQ
-	opLE64:     "VCMPPD $0x12,", // LE_OQ
-	opAddInt64: "VPADDQ",
+	opAdd64:        "VADDPD",
+	opSub64:        "VSUBPD",
+	opMul64:        "VMULPD",
+	opDiv64:        "VDIVPD",
+	opAddProduct64: "VFMADD231PD",
+	opGE64:         "VCMPPD $0x1d,", // GE_OQ
+	opLE64:         "VCMPPD $0x12,", // LE_OQ
+	opAddInt64:     "VPADDQ",
 }
 
 func (l amd64) op(o op, dst, x, y vec) {

@@ -340,12 +340,13 @@ var arm64Ops = map[op]macro{
 
 	opMinUnsigned: umin,
 
-	opAdd64:    fadd64,
-	opSub64:    fsub64,
-	opMul64:    fmul64,
-	opDiv64:    fdiv64,
-	opGE64:     fcmge64,
-	opAddInt64: add64,
+	opAdd64:        fadd64,
+	opSub64:        fsub64,
+	opMul64:        fmul64,
+	opDiv64:        fdiv64,
+	opAddProduct64: fmla64,
+	opGE64:         fcmge64,
+	opAddInt64:     add64,
 }
 
 func (l arm64) positive(dst, x vec)    { l.use(fcmgtZero, x, dst) }

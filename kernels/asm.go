@@ -67,9 +67,10 @@ const (
 	opSub64
 	opMul64
 	opDiv64
-	opGE64     // all ones where a >= b, zero elsewhere and for NaN
-	opLE64     // all ones where a <= b, zero elsewhere and for NaN
-	opAddInt64 // on the bits
+	opAddProduct64 // dst + a*b, rounded once: of float32 values only, whose product float64 holds
+	opGE64         // all ones where a >= b, zero elsewhere and for NaN
+	opLE64         // all ones where a <= b, zero elsewhere and for NaN
+	opAddInt64     // on the bits
 )
 
 // farLanes says which lanes of a call's arguments are far.

@@ -1170,8 +1170,9 @@ func stripChannels(c *chans) {
 		c.addMem(e[1], t, mem{base: at}, e[1], false)
 		c.widen(e, e[1])
 		c.add64(a, a, d)
-		c.mul64(e, e, d)
-		c.add64(b, b, e)
+		for h := range b {
+			c.op(opAddProduct64, b[h], e[h], d[h])
+		}
 		c.addReg(at, stride)
 		c.subImm(left, 1)
 		c.branch(ifNotZero, row64)

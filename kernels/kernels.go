@@ -809,6 +809,10 @@ func gradSums64(a *asm, v variant) {
 		k.operands(mem{base: tensors[0].now}, mem{base: tensors[1].now}, mem{base: tensors[len(tensors)-1].now}, held(&s), held(&l), tail)
 		for h, g := range k.g {
 			a.op(opAdd64, p[h], p[h], g)
+			if k.slope == nil { // g is a float32
+				a.op(opAddProduct64, r[h], k.d64[h], g)
+				continue
+			}
 			a.op(opMul64, k.d64[h], k.d64[h], g)
 			a.op(opAdd64, r[h], r[h], k.d64[h])
 		}

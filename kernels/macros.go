@@ -72,6 +72,7 @@ var (
 	fadd64  = three("FADD4D", "FADD", "D2", 0x4e60d400)
 	fsub64  = three("FSUB4D", "FSUB", "D2", 0x4ee0d400)
 	fmul64  = three("FMUL4D", "FMUL", "D2", 0x6e60dc00)
+	fmla64  = three("FMLA4D", "VFMLA", "D2", 0x4e60cc00)
 	fdiv64  = three("FDIV4D", "FDIV", "D2", 0x6e60fc00)
 	fcmge64 = three("FCMGE4D", "VFCMGE", "D2", 0x6e60e400)
 	add64   = three("ADD4D", "VADD", "D2", 0x4ee08400)

@@ -211,6 +211,12 @@ var mutations = []mutation{
 
 	{name: "generator, AVX2: assembly is used without AVX", file: "kernels/amd64.go", pkg: ".", tests: "TestGODEBUG",
 		old: "cpu.X86.HasAVX && cpu.X86.HasAVX2", new: "cpu.X86.HasAVX2"},
+	{name: "generator, AVX2: assembly is used without FMA", file: "kernels/amd64.go", pkg: ".", tests: "TestGODEBUG",
+		old: " && cpu.X86.HasFMA", new: ""},
+	{name: "generator: products are fused that float64 does not hold, seen in the text", file: "kernels/kernels.go", pkg: "./kernels", tests: "TestFeatures",
+		old: "if k.slope == nil { // g is a float32\n\t\t\t\ta.op(opAddProduct64", new: "if true {\n\t\t\t\ta.op(opAddProduct64"},
+	{name: "generator: products are fused that float64 does not hold", file: "kernels/kernels.go", pkg: ".", tests: "TestKernels",
+		old: "if k.slope == nil { // g is a float32\n\t\t\t\ta.op(opAddProduct64", new: "if true {\n\t\t\t\ta.op(opAddProduct64"},
 	{name: "generator, AVX2: stored past the caches without a fence", file: "kernels/amd64.go", pkg: ".",
 		tests: "TestBits|TestEachOperandMisaligned",
 		old:   `{ l.printf("SFENCE") }`, new: `{}`,
