@@ -116,7 +116,7 @@ type channelArgs struct {
 	tiny                 float32 // the largest of tiny magnitudes
 	product, scaled      float32 // the bits of the largest tiny products plus those of 1: with other values, and with factors
 	rows, probe          int     // of x, and those of the probe
-	stride               int     // bytes from a row of x to the next
+	steps                []int   // bytes from each row of x to the next
 	second, third        int     // bytes from the first row of x to the other sampled ones
 	fourth               int
 	settled              float64      // bits: all ones where sums, or given statistics, are final, 0 otherwise
@@ -349,18 +349,22 @@ func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, co
 	}
 }
 
-// foldStrips sets sumA, sumB and the shifts to those of a segment with the given rows of
-// x. The rows are stride values apart. The sums of columns are taken again in float64 if those
+// foldStrips sets sumA, sumB and the shifts to those of a segment of x, with a row for each of the
+// steps: the bytes from a row to the next. The sums of columns are taken again in float64 if those
 // of squares are large and, with epsilon, not safe. It returns how many columns these are. Those of small
 // values in the sampled rows are sums in float64. The path has vectors, and there are enough columns for one.
-func (p Path) foldStrips(sumA, sumB []float64, shift, x []float32, rows, stride int, sampled *[tinySample]int, large, epsilon float64) (again int) {
-	n := len(sumA)
+func (p Path) foldStrips(sumA, sumB []float64, shift, x []float32, steps []int, sampled *[tinySample]int, large, epsilon float64) (again int) {
+	n, rows := len(sumA), len(steps)
 	v := p.whole(n)
 	probe := min(rows, probeRows)
+	var at [tinySample]int
+	for i, row := range sampled {
+		at[i] = distance(steps[:row])
+	}
 	most := max(lanes, min(callChannels, maxCall/rows&^(lanes-1)))
 	strips := func(c, n, counted int) { // the last columns are counted
-		k := &channelArgs{n: n, sumA: sumA[c:], sumB: sumB[c:], shift: shift[c:], x: x[c:], rows: rows, probe: probe, stride: 4 * stride,
-			second: 4 * sampled[1] * stride, third: 4 * sampled[2] * stride, fourth: 4 * sampled[3] * stride,
+		k := &channelArgs{n: n, sumA: sumA[c:], sumB: sumB[c:], shift: shift[c:], x: x[c:], rows: rows, probe: probe, steps: steps,
+			second: at[1], third: at[2], fourth: at[3],
 			count: float64(rows), probeCount: float64(probe), large: large, epsilon: epsilon}
 		k.run(channelStrip)
 		if large == large && k.retaken != [lanes]int32{} {
@@ -377,6 +381,14 @@ func (p Path) foldStrips(sumA, sumB []float64, shift, x []float32, rows, stride 
 		strips(n-lanes, lanes, n-v)
 	}
 	return again
+}
+
+// distance returns the bytes of some steps together.
+func distance(steps []int) (bytes int) {
+	for _, step := range steps {
+		bytes += step
+	}
+	return bytes
 }
 
 // reduceLanes sums the lanes of len(a) channels.
@@ -1261,10 +1273,13 @@ func repeatField(records, field []float32, channels, n int) {
 // channelOf returns the channel of a column.
 func (w *workspace) channelOf(j int) int {
 	g := w.geo
-	if g.width == g.channels {
+	switch {
+	case g.width == g.channels:
 		return j
+	case g.fold == 1:
+		return j / g.unit
 	}
-	return j / g.unit % g.channels
+	return int(w.plan.folded[j])
 }
 
 // wide reports whether the outputs of a channel are computed from scaled values.

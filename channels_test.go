@@ -147,8 +147,8 @@ func tinyCase(a *channelArgs, c int) bool {
 // stripCase takes the moment of a column as the kernels of cols and the functions for a
 // channel do.
 func stripCase(a *channelArgs, c int) bool {
-	at := func(r int) float32 { return a.x[r*a.stride/4+c] }
-	sum := func(rows int, k float32) (s, q float64) {
+	at := func(r int) float32 { return a.x[distance(a.steps[:r])/4+c] }
+	moments := func(rows int, k float32) (s, q float64) {
 		var acc laneSums
 		r := 0
 		for ; r+quadSize <= rows; r += quadSize {
@@ -181,10 +181,10 @@ func stripCase(a *channelArgs, c int) bool {
 		a.sumB[c] += a.sumB[c] - a.sumB[c]
 		return true
 	}
-	s, _ := sum(a.probe, 0)
+	s, _ := moments(a.probe, 0)
 	k := shiftFor(s / a.probeCount)
 	a.shift[c] = k
-	fold(sum(a.rows, k))
+	fold(moments(a.rows, k))
 	if m2 := a.sumB[c]; m2 >= a.large && !sumsAreSafe(m2/a.count, a.epsilon) {
 		a.shift[c] = k
 		p, r := sum64(a.rows, k)
@@ -380,10 +380,17 @@ func (s *channelSet) set(seed uint64) {
 		a.trusted = a.weight / a.count / gradMin * 0.99
 	}
 	if s.kernel == channelStrip {
-		a.rows, a.stride = 1+int(seed)%stripRows, 4*s.channels
+		a.rows = 1 + int(seed)%stripRows
 		a.probe = min(a.rows, probeRows)
+		for r, skipped := 0, 0; r < a.rows; r++ { // some have others between them
+			step := s.channels
+			if skip := int(seed>>(r%16)) % 4 * s.channels / 2; skipped+skip <= (stripRows-a.rows)*s.channels {
+				step, skipped = step+skip, skipped+skip
+			}
+			a.steps = append(a.steps, 4*step)
+		}
 		a.count, a.probeCount = float64(a.rows), float64(a.probe)
-		a.second, a.third, a.fourth = a.rows/4*a.stride, a.rows/2*a.stride, a.rows*3/4*a.stride
+		a.second, a.third, a.fourth = distance(a.steps[:a.rows/4]), distance(a.steps[:a.rows/2]), distance(a.steps[:a.rows*3/4])
 	}
 	if a.large = math.NaN(); seed%4 > 0 {
 		a.large = largeSum(a.count)

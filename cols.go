@@ -78,36 +78,34 @@ func (w *workspace) sumStrips(seg int, k *columnSums, c int) bool {
 }
 
 // strips sets the totals and the shifts of columns of a segment, from column c on, by
-// foldStrips. They are at least as many as a vector holds. A source provides the rows of some
-// of them at a time.
+// foldStrips. They are at least as many as a vector holds. Rows of a source are read where they
+// are, unless they may have values of several of its runs.
 func (w *workspace) strips(seg int, sums *columnSums, c int) (again int) {
 	g, s, n := w.geo, &w.sums, sums.n
 	r0, r1 := g.colWindow(seg)
-	most := n
 	var sampled [tinySample]int // rows
 	for i, at := range g.sampled {
 		if w.way.settles { // or small values are marked
 			sampled[i] = at / g.width
 		}
 	}
-	var buf *buffers
-	if w.source != nil {
-		most = bufferLen / (r1 - r0) &^ (lanes - 1)
-		buf = w.buffers.take()
+	var x []float32
+	var room [stripRows]int
+	steps := room[:r1-r0]
+	switch {
+	case w.source == nil:
+		x = s.x[r0*g.width+c:]
+		fill(steps, 4*g.width)
+	case g.fold == 1:
+		x = s.x[w.source.rowSteps(r0, steps)+c:]
+	default:
+		buf := w.buffers.take()
 		defer w.buffers.give(buf)
+		k := w.source.columns(s, buf, r0*g.width+c, r1-r0, n)
+		x = k.x
+		fill(steps, 4*k.stride)
 	}
-	for p, end := 0, 0; p < n; p = end {
-		if end = min(p+most, n); end < n && n-end < lanes {
-			end -= lanes // the next ones are at least a vector, too
-		}
-		x, stride := from(s.x, r0*g.width+c+p), g.width
-		if w.source != nil {
-			k := w.source.columns(s, buf, r0*g.width+c+p, r1-r0, end-p)
-			x, stride = k.x, k.stride
-		}
-		again += w.plan.path.foldStrips(sums.a[p:end], sums.b[p:end], sums.shift[p:], x, r1-r0, stride, &sampled, w.large(), w.plan.epsilon)
-	}
-	return again
+	return w.plan.path.foldStrips(sums.a[:n], sums.b[:n], sums.shift, x, steps, &sampled, w.large(), w.plan.epsilon)
 }
 
 // sumColumns takes the sums of columns window by window. sum adds the values of the rows

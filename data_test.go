@@ -82,7 +82,7 @@ func TestRescuedChannels(t *testing.T) {
 	const turns = 8 // kinds in turn
 	for _, c := range []struct {
 		shape       batchnorm.Shape
-		masked, few bool // few rows
+		masked, few bool // few rows, of which a strip sees all values of a channel
 	}{
 		{batchnorm.Shape{Outer: 6, Channels: 24, Inner: 70}, false, false},
 		{batchnorm.Shape{Outer: 6, Channels: 24, Inner: 70}, true, false},
@@ -90,10 +90,10 @@ func TestRescuedChannels(t *testing.T) {
 		{batchnorm.Shape{Outer: 65, Channels: 136, Inner: 1}, false, false},
 		{batchnorm.Shape{Outer: 64, Channels: 136, Inner: 1}, false, true},
 		{batchnorm.Shape{Outer: 140, Channels: 40, Inner: 3}, false, false},
-		{batchnorm.Shape{Outer: 64, Channels: 104, Inner: 1}, false, true},  // 32 rows
+		{batchnorm.Shape{Outer: 64, Channels: 104, Inner: 1}, false, false}, // 32 rows of two values per channel
 		{batchnorm.Shape{Outer: 8, Channels: 204, Inner: 1}, false, true},   // in strips, some columns twice
-		{batchnorm.Shape{Outer: 32, Channels: 164, Inner: 1}, true, true},   // the same, gathered, in three pieces
-		{batchnorm.Shape{Outer: 40, Channels: 164, Inner: 1}, true, true},   // too many rows for this
+		{batchnorm.Shape{Outer: 32, Channels: 164, Inner: 1}, true, true},   // the same, of rows that are apart
+		{batchnorm.Shape{Outer: 84, Channels: 164, Inner: 1}, true, true},   // of more rows
 		{batchnorm.Shape{Outer: 120, Channels: 164, Inner: 1}, true, false}, // 90 rows
 	} {
 		s, mask := c.shape, batchnorm.Mask{}
@@ -146,7 +146,7 @@ func TestLargeInStrips(t *testing.T) {
 	usual := gen.Normal(1, 64*199, 0.3, 1)
 	for _, s := range []batchnorm.Shape{{Outer: 8, Channels: 131, Inner: 1}, {Outer: 7, Channels: 136, Inner: 1}, {Outer: 64, Channels: 150, Inner: 1},
 		{Outer: 33, Channels: 199, Inner: 1}, {Outer: 24, Channels: 163, Inner: 1}} {
-		// The same rows among others, which a mask leaves out: gathered, of 24 rows in three pieces.
+		// The same rows among others, which a mask leaves out.
 		among := s
 		among.Outer += s.Outer / 2
 		mask, at := batchnorm.Mask{Valid: make([]bool, among.Outer)}, 0

@@ -35,14 +35,13 @@ func WithShare(n int) Option {
 
 // WithExtremeSchedule makes a plan take the ways that otherwise large tensors
 // take: every output takes non-temporal stores where it can, and small groups of
-// channels take turns or, with phases, all sums are taken before outputs are written. With
-// phases gathered rows are summed in strips wherever they can be, otherwise nowhere.
+// channels take turns or, with phases, all sums are taken before outputs are written.
 func WithExtremeSchedule(phases bool) Option {
 	return func(o *options) error {
 		o.limits = limits{machine: machine{l2: 1 << 20, l3: 1 << 30}, groupLen: 40, groupShare: 1,
 			groupOdd: 1, groupOuter: 1, fitShare: 1, tile: 64, share: 1}
 		if phases {
-			o.limits.l3, o.limits.gathered = 0, stripRows
+			o.limits.l3 = 0
 		}
 		return nil
 	}

@@ -168,7 +168,7 @@ func tooFew(s Shape) error {
 	return fail(ErrTooFewValues, "shape %v has 1 value per channel, training needs at least 2", s)
 }
 
-func fill[T float32 | float64](s []T, v T) {
+func fill[T int | float32 | float64](s []T, v T) {
 	for i := range s {
 		s[i] = v
 	}

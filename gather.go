@@ -35,7 +35,8 @@ const bufferLen = pieceSingle
 
 // buffers hold values that are copied or computed before a kernel reads them.
 type buffers struct {
-	x, dy, res   [bufferLen]float32
+	x            [stripRows * 2 * minWidth]float32 // as many as strips of folded columns take
+	dy, res      [bufferLen]float32
 	y, dres      [bufferLen]float32
 	scaled, g    [bufferLen]float32
 	heldY, heldG [heldLen]float32
@@ -181,6 +182,28 @@ func (g *source) values(s *stage, buf *buffers, c, i, n int) kernelArgs {
 		done += m
 	}
 	return g.copied(s, buf, n)
+}
+
+// rowSteps sets steps to the bytes from each of some valid positions, from position i on, to the
+// next, and returns the index of position i. In cols all channels of a position are adjacent.
+func (g *source) rowSteps(i int, steps []int) (first int) {
+	j := g.find(i)
+	r := &g.runs[j]
+	skip := i - r.before
+	first = r.index + skip*g.unit
+	at := first
+	for i := range steps {
+		if skip++; skip == r.n {
+			if j++; j == len(g.runs) {
+				break
+			}
+			r, skip = &g.runs[j], 0
+		}
+		next := r.index + skip*g.unit
+		steps[i] = 4 * (next - at)
+		at = next
+	}
+	return first
 }
 
 // columns returns the tensors of a stage at some rows of n columns. They begin at

@@ -71,6 +71,16 @@ func newGeometry(s Shape) geometry {
 	return colGeometry(outer, s.Channels, inner)
 }
 
+// foldedChannels returns the channel of each column of a tensor that is folded.
+func foldedChannels(s Shape) (of [2 * minWidth]uint8) {
+	if unit := max(1, s.Inner); s.Channels < minWidth/unit {
+		for j := range of {
+			of[j] = uint8(j / unit % s.Channels)
+		}
+	}
+	return of
+}
+
 // rowGeometry is for outer rows of inner values per channel.
 func rowGeometry(outer, channels, inner int) geometry {
 	g := geometry{layout: rows, outer: outer, channels: channels, inner: inner, unit: 1}

@@ -18061,7 +18061,6 @@ TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_shift(R14), BX
 	MOVQ channelArgs_sumA(R14), CX
 	MOVQ channelArgs_sumB(R14), DX
-	MOVQ channelArgs_stride(R14), SI
 	LEAQ channelArgs_large(R14), DI
 	VBROADCASTSD (DI), Y14
 	VCVTPD2PSY Y14, X11
@@ -18072,26 +18071,28 @@ TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 channels1:
 	VXORPS Y0, Y0, Y0
 	MOVQ AX, DI
+	MOVQ channelArgs_steps(R14), SI
 	MOVQ channelArgs_probe(R14), R8
 	SUBQ $4, R8
 	JLT rest8
 quads7:
 	VMOVUPS (DI), Y3
 	PREFETCHT0 64(DI)
-	ADDQ SI, DI
+	ADDQ (SI), DI
 	VMOVUPS (DI), Y7
 	PREFETCHT0 64(DI)
-	ADDQ SI, DI
+	ADDQ 8(SI), DI
 	VADDPS Y7, Y3, Y3
 	VMOVUPS (DI), Y5
 	PREFETCHT0 64(DI)
-	ADDQ SI, DI
+	ADDQ 16(SI), DI
 	VMOVUPS (DI), Y7
 	PREFETCHT0 64(DI)
-	ADDQ SI, DI
+	ADDQ 24(SI), DI
 	VADDPS Y7, Y5, Y5
 	VADDPS Y5, Y3, Y3
 	VADDPS Y3, Y0, Y0
+	ADDQ $32, SI
 	SUBQ $4, R8
 	JGE quads7
 rest8:
@@ -18100,8 +18101,9 @@ rest8:
 row9:
 	VMOVUPS (DI), Y3
 	PREFETCHT0 64(DI)
-	ADDQ SI, DI
+	ADDQ (SI), DI
 	VADDPS Y3, Y0, Y0
+	ADDQ $8, SI
 	SUBQ $1, R8
 	JNE row9
 done10:
@@ -18163,13 +18165,15 @@ divided12:
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
 	MOVQ AX, DI
+	MOVQ channelArgs_steps(R14), SI
 	MOVQ channelArgs_probe(R14), R8
 probe646:
 	VCVTPS2PD (DI), Y7
 	VCVTPS2PD 16(DI), Y8
 	VADDPD Y7, Y3, Y3
 	VADDPD Y8, Y4, Y4
-	ADDQ SI, DI
+	ADDQ (SI), DI
+	ADDQ $8, SI
 	SUBQ $1, R8
 	JNE probe646
 	MOVQ channelArgs_probeInverse(R14), DI
@@ -18200,30 +18204,32 @@ ordinary5:
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	MOVQ AX, DI
+	MOVQ channelArgs_steps(R14), SI
 	MOVQ channelArgs_rows(R14), R8
 	SUBQ $4, R8
 	JLT rest16
 quads15:
 	VADDPS (DI), Y2, Y3
 	VMULPS Y3, Y3, Y4
-	ADDQ SI, DI
+	ADDQ (SI), DI
 	VADDPS (DI), Y2, Y7
 	VMULPS Y7, Y7, Y8
-	ADDQ SI, DI
+	ADDQ 8(SI), DI
 	VADDPS Y7, Y3, Y3
 	VADDPS Y8, Y4, Y4
 	VADDPS (DI), Y2, Y5
 	VMULPS Y5, Y5, Y6
-	ADDQ SI, DI
+	ADDQ 16(SI), DI
 	VADDPS (DI), Y2, Y7
 	VMULPS Y7, Y7, Y8
-	ADDQ SI, DI
+	ADDQ 24(SI), DI
 	VADDPS Y7, Y5, Y5
 	VADDPS Y8, Y6, Y6
 	VADDPS Y5, Y3, Y3
 	VADDPS Y6, Y4, Y4
 	VADDPS Y3, Y0, Y0
 	VADDPS Y4, Y1, Y1
+	ADDQ $32, SI
 	SUBQ $4, R8
 	JGE quads15
 rest16:
@@ -18232,9 +18238,10 @@ rest16:
 row17:
 	VADDPS (DI), Y2, Y3
 	VMULPS Y3, Y3, Y4
-	ADDQ SI, DI
+	ADDQ (SI), DI
 	VADDPS Y3, Y0, Y0
 	VADDPS Y4, Y1, Y1
+	ADDQ $8, SI
 	SUBQ $1, R8
 	JNE row17
 done18:
@@ -18253,6 +18260,7 @@ done18:
 	VXORPS Y4, Y4, Y4
 	VXORPS Y6, Y6, Y6
 	MOVQ AX, DI
+	MOVQ channelArgs_steps(R14), SI
 	MOVQ channelArgs_rows(R14), R8
 row644:
 	VCVTPS2PD (DI), Y7
@@ -18265,7 +18273,8 @@ row644:
 	VADDPD Y8, Y4, Y4
 	VFMADD231PD Y7, Y9, Y5
 	VFMADD231PD Y8, Y10, Y6
-	ADDQ SI, DI
+	ADDQ (SI), DI
+	ADDQ $8, SI
 	SUBQ $1, R8
 	JNE row644
 	VCVTPS2PD X12, Y9

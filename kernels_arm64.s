@@ -13756,7 +13756,6 @@ TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_shift(R23), R1
 	MOVD channelArgs_sumA(R23), R2
 	MOVD channelArgs_sumB(R23), R3
-	MOVD channelArgs_stride(R23), R4
 	ADD $channelArgs_large, R23, R5
 	LD1R4D(5, 14)
 	NARROW(14, 14, 11)
@@ -13766,26 +13765,32 @@ TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 channels1:
 	EOR8(0, 0, 0)
 	MOVD R0, R5
+	MOVD channelArgs_steps(R23), R4
 	MOVD channelArgs_probe(R23), R6
 	SUBS $4, R6
 	BLT rest8
 quads7:
 	FLDPQ (R5), (F6, F7)
 	PRFM 64(R5), PLDL1KEEP
-	ADD R4, R5
+	MOVD 0(R4), R24
+	ADD R24, R5
 	FLDPQ (R5), (F14, F15)
 	PRFM 64(R5), PLDL1KEEP
-	ADD R4, R5
+	MOVD 8(R4), R24
+	ADD R24, R5
 	FADD8(7, 3, 3)
 	FLDPQ (R5), (F10, F11)
 	PRFM 64(R5), PLDL1KEEP
-	ADD R4, R5
+	MOVD 16(R4), R24
+	ADD R24, R5
 	FLDPQ (R5), (F14, F15)
 	PRFM 64(R5), PLDL1KEEP
-	ADD R4, R5
+	MOVD 24(R4), R24
+	ADD R24, R5
 	FADD8(7, 5, 5)
 	FADD8(5, 3, 3)
 	FADD8(3, 0, 0)
+	ADD $32, R4
 	SUBS $4, R6
 	BGE quads7
 rest8:
@@ -13794,8 +13799,10 @@ rest8:
 row9:
 	FLDPQ (R5), (F6, F7)
 	PRFM 64(R5), PLDL1KEEP
-	ADD R4, R5
+	MOVD 0(R4), R24
+	ADD R24, R5
 	FADD8(3, 0, 0)
+	ADD $8, R4
 	SUBS $1, R6
 	BNE row9
 done10:
@@ -13866,13 +13873,16 @@ divided12:
 	EOR8(3, 3, 3)
 	EOR8(4, 4, 4)
 	MOVD R0, R5
+	MOVD channelArgs_steps(R23), R4
 	MOVD channelArgs_probe(R23), R6
 probe646:
 	FLDPQ (R5), (F16, F17)
 	WIDEN(8, 7, 8)
 	FADD4D(7, 3, 3)
 	FADD4D(8, 4, 4)
-	ADD R4, R5
+	MOVD 0(R4), R24
+	ADD R24, R5
+	ADD $8, R4
 	SUBS $1, R6
 	BNE probe646
 	MOVD channelArgs_probeInverse(R23), R5
@@ -13902,6 +13912,7 @@ ordinary5:
 	EOR8(0, 0, 0)
 	EOR8(1, 1, 1)
 	MOVD R0, R5
+	MOVD channelArgs_steps(R23), R4
 	MOVD channelArgs_rows(R23), R6
 	SUBS $4, R6
 	BLT rest16
@@ -13909,27 +13920,32 @@ quads15:
 	FLDPQ (R5), (F6, F7)
 	FADD8(3, 2, 3)
 	FMUL8(3, 3, 4)
-	ADD R4, R5
+	MOVD 0(R4), R24
+	ADD R24, R5
 	FLDPQ (R5), (F14, F15)
 	FADD8(7, 2, 7)
 	FMUL8(7, 7, 8)
-	ADD R4, R5
+	MOVD 8(R4), R24
+	ADD R24, R5
 	FADD8(7, 3, 3)
 	FADD8(8, 4, 4)
 	FLDPQ (R5), (F10, F11)
 	FADD8(5, 2, 5)
 	FMUL8(5, 5, 6)
-	ADD R4, R5
+	MOVD 16(R4), R24
+	ADD R24, R5
 	FLDPQ (R5), (F14, F15)
 	FADD8(7, 2, 7)
 	FMUL8(7, 7, 8)
-	ADD R4, R5
+	MOVD 24(R4), R24
+	ADD R24, R5
 	FADD8(7, 5, 5)
 	FADD8(8, 6, 6)
 	FADD8(5, 3, 3)
 	FADD8(6, 4, 4)
 	FADD8(3, 0, 0)
 	FADD8(4, 1, 1)
+	ADD $32, R4
 	SUBS $4, R6
 	BGE quads15
 rest16:
@@ -13939,9 +13955,11 @@ row17:
 	FLDPQ (R5), (F6, F7)
 	FADD8(3, 2, 3)
 	FMUL8(3, 3, 4)
-	ADD R4, R5
+	MOVD 0(R4), R24
+	ADD R24, R5
 	FADD8(3, 0, 0)
 	FADD8(4, 1, 1)
+	ADD $8, R4
 	SUBS $1, R6
 	BNE row17
 done18:
@@ -13965,6 +13983,7 @@ done18:
 	EOR8(4, 4, 4)
 	EOR8(6, 6, 6)
 	MOVD R0, R5
+	MOVD channelArgs_steps(R23), R4
 	MOVD channelArgs_rows(R23), R6
 row644:
 	FLDPQ (R5), (F16, F17)
@@ -13976,7 +13995,9 @@ row644:
 	FADD4D(8, 4, 4)
 	FMLA4D(7, 9, 5)
 	FMLA4D(8, 10, 6)
-	ADD R4, R5
+	MOVD 0(R4), R24
+	ADD R24, R5
+	ADD $8, R4
 	SUBS $1, R6
 	BNE row644
 	WIDEN(12, 9, 10)

@@ -47,9 +47,11 @@ func (w *workspace) samplesMoments(do phases) bool {
 	return !w.backward && do&takeSums != 0 && (w.marksLarge() || !choose(w.geo, w.situation(do), w.plan.limits).settles)
 }
 
-// marksLarge reports whether channels of large values are marked. Columns of few rows are not: these stay in
-// a cache, so that second sums cost little, and strips take them.
-func (w *workspace) marksLarge() bool { return w.geo.layout == rows || w.geo.height > stripRows }
+// marksLarge reports whether channels of large values are marked. Those are not of which a column of few rows has all
+// values: these stay in a cache, so that second sums cost little, and strips take them.
+func (w *workspace) marksLarge() bool {
+	return w.geo.layout == rows || w.geo.height > stripRows || !w.geo.single()
+}
 
 // lookMoments marks a channel by the bits of the first and of the largest of its sampled magnitudes, all of
 // which are numbers: of large values if the first is large, and of small ones if their squares may be subnormal.

@@ -6,8 +6,9 @@ package batchnorm
 // overlap than did before.
 type Plan struct {
 	options
-	shape Shape
-	geo   geometry
+	shape  Shape
+	geo    geometry
+	folded [2 * minWidth]uint8 // channels, by column, where few columns are folded
 
 	own scratch // unless the options have a shared one
 }
@@ -22,7 +23,7 @@ func NewPlan(s Shape, opts ...Option) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Plan{options: o, shape: s, geo: newGeometry(s)}
+	p := &Plan{options: o, shape: s, geo: newGeometry(s), folded: foldedChannels(s)}
 	p.boundWorkers(s)
 	return p, nil
 }

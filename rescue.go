@@ -41,15 +41,14 @@ func ldexp(v float64, p int) float64 {
 	return v * powerOf(p)
 }
 
-// firstRow sets the extents of the channels c0 to c1-1 to the magnitudes of the first row,
-// and reports whether it did: it does if every column is a channel, and the row lies in
-// the tensor as the geometry says. Channels without any finite value need no further look.
+// firstRow sets the extents of the channels c0 to c1-1 to the magnitudes of their first values,
+// and reports whether it did: it does if these are adjacent in the tensor, as the geometry says. Channels without any finite value need no further look.
 func (w *workspace) firstRow(c0, c1 int) bool {
 	g := w.geo
-	if g.layout != cols || g.width != g.channels || g.height == 0 {
+	if g.layout != cols || g.unit > 1 || g.height == 0 {
 		return false
 	}
-	first, ok := w.rowInTensor(0, g.width-1)
+	first, ok := w.rowInTensor(0, g.channels-1)
 	if !ok {
 		return false
 	}
@@ -91,6 +90,9 @@ func (w *workspace) measure(c0, c1 int, ofG bool) {
 	defer w.buffers.give(buf)
 	g, k := w.geo, &buf.constants
 	if g.layout == cols {
+		if g.unit == 1 && g.height > 0 && w.measureFirst(s, buf, k, c0, c1) {
+			return
+		}
 		for j, n, ok := w.nextSpan(0, c0, c1); ok; j, n, ok = w.nextSpan(j+n, c0, c1) {
 			if s.computesG {
 				w.setSpan(k, j, n)
@@ -170,6 +172,29 @@ func (w *workspace) measureRow(s measuredStage, buf *buffers, k *constants, c in
 		}
 	}
 	return extent
+}
+
+// measureFirst sets the extents of the flagged channels of c0 to c1-1 to the magnitudes of their first values, and
+// reports whether none is finite: more values need not be looked at then.
+func (w *workspace) measureFirst(s measuredStage, buf *buffers, k *constants, c0, c1 int) bool {
+	ch := &w.channels
+	for j := c0 &^ (lanes - 1); j < c1; j += mostSpan {
+		n := min(mostSpan, w.geo.channels-j)
+		if s.computesG {
+			w.setSpan(k, j, n)
+		}
+		clear(buf.largest[:roundUp(n, lanes)])
+		w.measureBlock(s, buf, k, j, 1, n)
+		for c := max(j, c0); c < min(j+n, c1); c++ {
+			if !ch.flag[c] {
+				continue
+			}
+			if ch.extent[c] = buf.largest[c-j]; isNumber(ch.extent[c]) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // measureSpan measures n columns from column j on.
@@ -572,10 +597,10 @@ func (w *workspace) findInfinite(c, end int, check bool, sums totals) bool {
 	if w.inStrips() && c%lanes == 0 && !w.anyTiny && !w.anyFormed(c, end) {
 		looked.Add(int64(n))
 		if !ofG { // all have finite gradients
-			w.largestInStrips(w.again.x, c, n)
+			w.largestInStrips(w.again.x, c, b)
 			return true
 		}
-		w.largestGradients(c, n)
+		w.largestGradients(c, a)
 	} else {
 		clear(extent)
 		for i, p := range a {
@@ -604,32 +629,47 @@ func anyOverflowed(p, r []float64) bool {
 	return some>>63 != 0
 }
 
-// largestInStrips sets the extents of n channels from channel c on to their largest magnitudes.
-func (w *workspace) largestInStrips(values []float32, c, n int) {
-	g := w.geo
+// largestInStrips sets the extents of the channels of some sums, from channel c on, to their largest magnitudes, or to
+// those of the first values if these explain all sums that are not finite.
+func (w *workspace) largestInStrips(values []float32, c int, sums []float64) {
+	g, extent := w.geo, w.channels.extent[c:]
 	most := maxCall / g.height &^ (lanes - 1)
-	for end := c + n; c < end; c += most {
-		w.largest(values[c:], g.height, min(most, end-c), g.width, w.channels.extent[c:])
+	for at := 0; at < len(sums); at += most {
+		n, i := min(most, len(sums)-at), c+at
+		if w.largest(values[i:], 1, n, 0, extent[at:]); g.height > 1 && unexplained(sums[at:at+n], extent[at:]) {
+			w.larger(values[i+g.width:], g.height-1, n, g.width, extent[at:])
+		}
 	}
 }
 
-// largestGradients sets the extents of n channels from channel c on to the largest magnitudes of g. They are in strips.
-func (w *workspace) largestGradients(c, n int) {
+// unexplained reports whether a sum is not finite where the extent is.
+func unexplained(sums []float64, extent []float32) bool {
+	for i, v := range extent[:len(sums)] {
+		if isNumber(v) && sums[i]-sums[i] != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// largestGradients is largestInStrips for the magnitudes of g.
+func (w *workspace) largestGradients(c int, sums []float64) {
 	g, s, extent := w.geo, w.measured(true), w.channels.extent[c:]
 	if !s.computesG {
-		w.largestInStrips(s.dy, c, n)
+		w.largestInStrips(s.dy, c, sums)
 		return
 	}
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
-	clear(extent[:roundUp(n, lanes)])
-	for at := 0; at < n; at += bufferLen {
-		for r := range g.height {
-			i, m := r*g.width+c+at, min(bufferLen, n-at)
+	clear(extent[:roundUp(len(sums), lanes)])
+	for at := 0; at < len(sums); at += bufferLen {
+		n := min(bufferLen, len(sums)-at)
+		for r := 0; r < g.height && (r != 1 || unexplained(sums[at:at+n], extent[at:])); r++ {
+			i := r*g.width + c + at
 			k := &kernelArgs{x: s.x[i:], dy: s.dy[i:], res: from(s.res, i), y: buf.y[:], dres: buf.g[:], // dx is not used
-				act: w.act, coef: w.coef[(c+at)*coefLen:], rows: 1, n: m, stride: m}
+				act: w.act, coef: w.coef[(c+at)*coefLen:], rows: 1, n: n, stride: n}
 			w.plan.path.run(kernelInputGrad, cols, s.act, k)
-			w.larger(buf.g[:], 1, m, 0, extent[at:])
+			w.larger(buf.g[:], 1, n, 0, extent[at:])
 		}
 	}
 }

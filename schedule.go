@@ -100,7 +100,6 @@ type limits struct {
 	groupOdd   int // or 1/groupOdd where it does not end with a cache line,
 	groupLeast int // but has at least so many values per image,
 	groupOuter int // and takes at most 1/groupOuter of the third-level cache if the second is too small for them
-	gathered   int // cols: largest number of gathered rows whose moments are taken in strips
 	fitShare   int // rows: sums and outputs are fused for channels up to 1/fitShare of the third-level cache
 	tile       int // largest number of values in a task that only applies, with several workers
 	share      int // smallest number of values per worker
@@ -108,7 +107,7 @@ type limits struct {
 }
 
 var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupAll: 64 << 10, groupShare: 5, groupOdd: 3, groupLeast: 400,
-	groupOuter: 8, gathered: 24, fitShare: 2, tile: maxCall, share: 8 << 10, few: 512 << 10}
+	groupOuter: 8, fitShare: 2, tile: maxCall, share: 8 << 10, few: 512 << 10}
 
 // stripRows is the largest number of rows that are summed in strips: of one window, since they
 // are fewer.
@@ -211,13 +210,7 @@ func chooseCols(w *way, g *geometry, s situation, l limits) {
 		tensors--
 	}
 	w.inOrder = s.path == PathAVX2 && s.do&applyThem != 0 && 4*(g.outer*g.channels*g.inner*tensors+coefLen*g.width) >= l.l1
-	// Gathered rows lie side by side in a buffer, some columns at a time. The more rows, the shorter are
-	// the pieces that are copied, and windows copy only the rows of the probe twice.
-	few := g.height <= stripRows
-	if s.masked {
-		few = g.height <= l.gathered
-	}
-	w.strips = s.path != PathGeneric && s.do&takeSums != 0 && !s.backward && !s.marked && g.height > 0 && few
+	w.strips = s.path != PathGeneric && s.do&takeSums != 0 && !s.backward && !s.marked && g.height > 0 && g.height <= stripRows
 	// Columns are cut only where the segments are too few for the workers.
 	w.tasks = g.width
 	if want := ceilDiv(2*s.workers, max(1, g.segments)); s.workers > 1 && want > 1 {

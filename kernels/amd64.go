@@ -81,8 +81,12 @@ func (l amd64) ifNoArg(field string, _ reg, to string) {
 	l.printf("CMPQ %s_%s(R14), $0", l.args, field)
 	l.branch(ifZero, to)
 }
-func (l amd64) move(dst, src reg)        { l.printf("MOVQ %s, %s", l.r(src), l.r(dst)) }
-func (l amd64) addImm(dst reg, n int)    { l.printf("ADDQ $%d, %s", n, l.r(dst)) }
+func (l amd64) move(dst, src reg)     { l.printf("MOVQ %s, %s", l.r(src), l.r(dst)) }
+func (l amd64) addImm(dst reg, n int) { l.printf("ADDQ $%d, %s", n, l.r(dst)) }
+func (l amd64) addFrom(dst, src reg, off int) {
+	l.printf("ADDQ %s, %s", l.m(mem{base: src, off: off}), l.r(dst))
+}
+
 func (l amd64) addReg(dst, src reg)      { l.printf("ADDQ %s, %s", l.r(src), l.r(dst)) }
 func (l amd64) subReg(dst, src reg)      { l.printf("SUBQ %s, %s", l.r(src), l.r(dst)) }
 func (l amd64) subImm(dst reg, n int)    { l.printf("SUBQ $%d, %s", n, l.r(dst)) }

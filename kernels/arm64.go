@@ -112,8 +112,13 @@ func (l arm64) changeArg(op, field string, by, t reg) {
 	l.printf("%s %s, %s", op, l.r(by), l.r(t))
 	l.printf("MOVD %s, %s_%s(%s)", l.r(t), l.args, field, base)
 }
-func (l arm64) move(dst, src reg)        { l.printf("MOVD %s, %s", l.r(src), l.r(dst)) }
-func (l arm64) addImm(dst reg, n int)    { l.printf("ADD $%d, %s", n, l.r(dst)) }
+func (l arm64) move(dst, src reg)     { l.printf("MOVD %s, %s", l.r(src), l.r(dst)) }
+func (l arm64) addImm(dst reg, n int) { l.printf("ADD $%d, %s", n, l.r(dst)) }
+func (l arm64) addFrom(dst, src reg, off int) {
+	l.printf("MOVD %d(%s), %s", off, l.r(src), arm64Addr)
+	l.printf("ADD %s, %s", arm64Addr, l.r(dst))
+}
+
 func (l arm64) addReg(dst, src reg)      { l.printf("ADD %s, %s", l.r(src), l.r(dst)) }
 func (l arm64) subReg(dst, src reg)      { l.printf("SUB %s, %s", l.r(src), l.r(dst)) }
 func (l arm64) subImm(dst reg, n int)    { l.printf("SUBS $%d, %s", n, l.r(dst)) }

@@ -1038,12 +1038,14 @@ func trackChannels(c *chans) {
 	})
 }
 
+// stepBytes is the size of a step, which is an int.
+const stepBytes = 8
+
 // stripChannels takes the moments of 8 columns at a time, whose values stay in the
 // first-level cache between the probe and the sums.
 func stripChannels(c *chans) {
 	x, shift, sumA, sumB := c.float32s("x"), c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
-	stride, at, left, again := c.newReg(), c.newReg(), c.newReg(), c.newReg()
-	c.arg(stride, "stride")
+	step, at, left, again := c.newReg(), c.newReg(), c.newReg(), c.newReg()
 	sums, k := c.pair(), c.newVec()
 	a, b, d, e := c.pair(), c.pair(), c.pair(), c.pair()
 	limit, t := c.newVec(), c.newVec()
@@ -1051,6 +1053,17 @@ func stripChannels(c *chans) {
 	c.narrow(limit, scalarPair(large), large) // of sums of squares, which are no less than those of deviations from their mean
 	c.set(again, 0)
 	c.toFirst = true
+	// firstRow goes to the first of some rows, and nextRow on to the next ones, if there are any.
+	firstRow := func(rows string) {
+		c.asm.move(at, x.at)
+		c.arg(step, "steps")
+		c.arg(left, rows)
+	}
+	nextRow := func(label string) {
+		c.addImm(step, stepBytes)
+		c.subImm(left, 1)
+		c.branch(ifNotZero, label)
+	}
 	// sum adds rows to the sums, in the order of ../kernels_generic.go. value computes the
 	// addends of a row; there are n of them.
 	sum := func(rows string, n int, value func(dst pair)) {
@@ -1060,36 +1073,35 @@ func stripChannels(c *chans) {
 				c.add(dst[i], dst[i], src[i])
 			}
 		}
-		next := func(dst pair) {
+		next := func(dst pair, i int) {
 			value(dst)
-			c.addReg(at, stride)
+			c.addFrom(at, step, i*stepBytes)
 		}
 		for i := range n {
 			c.zero(sums[i])
 		}
-		c.asm.move(at, x.at)
-		c.arg(left, rows)
+		firstRow(rows)
 		c.subImm(left, quadSize)
 		c.branch(ifLess, rest)
 		c.label(quads)
-		next(a)
-		next(d)
+		next(a, 0)
+		next(d, 1)
 		add(a, d)
-		next(b)
-		next(d)
+		next(b, 2)
+		next(d, 3)
 		add(b, d)
 		add(a, b)
 		add(sums, a)
+		c.addImm(step, quadSize*stepBytes)
 		c.subImm(left, quadSize)
 		c.branch(ifNotLess, quads)
 		c.label(rest)
 		c.subImm(left, -quadSize)
 		c.branch(ifZero, done)
 		c.label(row)
-		next(a)
+		next(a, 0)
 		add(sums, a)
-		c.subImm(left, 1)
-		c.branch(ifNotZero, row)
+		nextRow(row)
 		c.label(done)
 	}
 	c.loop(func() {
@@ -1130,14 +1142,12 @@ func stripChannels(c *chans) {
 		for h := range a {
 			c.zero(a[h])
 		}
-		c.asm.move(at, x.at)
-		c.arg(left, "probe")
+		firstRow("probe")
 		c.label(probe64)
 		c.widenFrom(d, mem{base: at})
 		c.add64(a, a, d)
-		c.addReg(at, stride)
-		c.subImm(left, 1)
-		c.branch(ifNotZero, probe64)
+		c.addFrom(at, step, 0)
+		nextRow(probe64)
 		c.divideBy("probeCount", "probeInverse", a, a, at)
 		c.shiftFor(a)
 		c.blend(k, t, a[0], k)
@@ -1163,8 +1173,7 @@ func stripChannels(c *chans) {
 			c.zero(a[h])
 			c.zero(b[h])
 		}
-		c.asm.move(at, x.at)
-		c.arg(left, "rows")
+		firstRow("rows")
 		c.label(row64)
 		c.widenFrom(d, mem{base: at})
 		c.addMem(e[1], t, mem{base: at}, e[1], false)
@@ -1173,9 +1182,8 @@ func stripChannels(c *chans) {
 		for h := range b {
 			c.op(opAddProduct64, b[h], e[h], d[h])
 		}
-		c.addReg(at, stride)
-		c.subImm(left, 1)
-		c.branch(ifNotZero, row64)
+		c.addFrom(at, step, 0)
+		nextRow(row64)
 		c.widen(e, t)
 		c.mul64(d, e, scalarPair(c.broadcastArg("count", at)))
 		c.add64(a, a, d)
