@@ -138,7 +138,7 @@ func TestLooksAreShort(t *testing.T) {
 		for of := range 2 {
 			x, dy := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(2, s.Len(), -1, 1)
 			for c := range s.Channels {
-				[][]float32{x, dy}[of][c] = float32(math.NaN())
+				[][]float32{x, dy}[of][s.Channels+c] = float32(math.NaN()) // behind the first row
 			}
 			p, err := NewPlan(s, WithActivation(act), WithWorkers(1))
 			if err != nil {

@@ -171,7 +171,7 @@ func TestOverflowBesideInfinite(t *testing.T) {
 					case k >= n-3:
 						values[i] = large
 					}
-					if c < 8 && k == n/2 {
+					if c < 8 && k == n/2*(c%2) { // the first value, or a later one
 						values[i] = float32(math.Inf(1))
 					}
 					sums[c] += float64(dy[i])
@@ -190,6 +190,45 @@ func TestOverflowBesideInfinite(t *testing.T) {
 					}
 					if d := math.Abs(float64(dbeta[c]) - sums[c]); !(d <= 1e-6*large*float64(s.PerChannel())) {
 						t.Fatalf("%v, %s, %v: dbeta[%d] is %g, want %g", s, of, path, c, dbeta[c], sums[c])
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestHugeBesideNaN: values whose sums overflow have a finite mean and variance, also beside channels whose first
+// value is NaN, or whose later ones are.
+func TestHugeBesideNaN(t *testing.T) {
+	t.Parallel()
+	const channels, huge, first = 40, 3e38, 1
+	for _, s := range []batchnorm.Shape{{Outer: 8, Channels: channels, Inner: 1}, {Outer: 8, Channels: 4 * channels, Inner: 1},
+		{Outer: 80, Channels: channels, Inner: 1}, {Outer: 8, Channels: channels, Inner: 3}, {Outer: 8, Channels: channels, Inner: 20}} {
+		for _, later := range []bool{false, true} {
+			for _, path := range batchnorm.Paths() {
+				isNaN := func(c int) bool { return c%4 == 1 }
+				x, seen := make([]float32, s.Len()), make([]int, s.Channels)
+				for i := range x {
+					c := channelOf(s, i)
+					k := seen[c]
+					seen[c]++
+					switch x[i] = first; {
+					case isNaN(c) && (k > 0) == later:
+						x[i] = float32(math.NaN())
+					case k > 0:
+						x[i] = huge * float32(1-k%4/2*2)
+					}
+				}
+				mean, invstd := make([]float64, s.Channels), make([]float64, s.Channels)
+				noError(t, newPlan(t, s, batchnorm.WithPath(path)).Forward(batchnorm.ForwardArgs{X: x, Y: make([]float32, s.Len()), Mean: mean, InvStd: invstd}))
+				n, sum := float64(s.PerChannel()), 0.0 // of the signs
+				for k := 1; k < s.PerChannel(); k++ {
+					sum += float64(1 - k%4/2*2)
+				}
+				want := 1 / (huge * math.Sqrt((n-1)/n-sum*sum/n/n))
+				for c, v := range invstd {
+					if isNaN(c) != (v != v) || !isNaN(c) && math.Abs(v/want-1) > 1e-6 {
+						t.Fatalf("%v, %v, NaN later %v: invstd of channel %d is %g, want %g or NaN", s, path, later, c, v, want)
 					}
 				}
 			}
