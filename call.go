@@ -160,7 +160,11 @@ func (w *workspace) cut(segments, width int) {
 		w.side = w.plan.limits.side(g, w.plan.path)
 	}
 	w.coef = w.float32s.cut(roundUp(w.side*width, lanes) * coefLen)
-	if !w.masked && w.side == 1 && (width == g.channels || g.unit == 1 && g.channels%lanes == 0) { // the first columns are the channels
+	one, plain := g.unit == 1, width == g.channels
+	if w.masked { // the number of positions decides about the geometry
+		one, plain = true, g.channels >= minWidth
+	}
+	if w.side == 1 && (plain || one && g.channels%lanes == 0) { // the first columns are the channels
 		w.channels.fields = fields{w.coef, lanes, lanes * coefLen}
 	}
 	w.shift = w.float32s.cut(segments * padded)

@@ -451,6 +451,8 @@ var mutations = []mutation{
 		old: "			first = next\n", new: "", reason: "it only takes longer: those in float64 take their place"},
 	{name: "schedule: strips of more rows", file: "schedule.go", pkg: ".", tests: "TestChoose",
 		old: "&& g.height <= stripRows\n", new: "&& g.height <= 2*stripRows\n"},
+	{name: "call: folded columns of a mask are records", file: "call.go", pkg: ".", tests: "TestMask|TestBits|TestSweep|TestAliases|TestKindsSameBits",
+		old: "one, plain = true, g.channels >= minWidth", new: "one, plain = true, true"},
 	{name: "gather: the first row of a run is the next one", file: "gather.go", pkg: ".", tests: "TestLargeInStrips",
 		old: "r, skip = &g.runs[j], 0", new: "r, skip = &g.runs[j], min(1, g.runs[j].n-1)"},
 	{name: "cols: strips begin with the first column", file: "cols.go", pkg: ".", tests: "TestLargeInStrips|TestMask",
