@@ -73,7 +73,7 @@ func newGeometry(s Shape) geometry {
 
 // foldedChannels returns the channel of each column of a tensor that is folded.
 func foldedChannels(s Shape) (of [2 * minWidth]uint8) {
-	if unit := max(1, s.Inner); s.Channels < minWidth/unit {
+	if unit := max(1, s.Inner); s.Channels <= (minWidth-1)/unit {
 		for j := range of {
 			of[j] = uint8(j / unit % s.Channels)
 		}

@@ -272,3 +272,32 @@ func TestGatheredFits(t *testing.T) {
 		}
 	}
 }
+
+// TestFoldedChannels: the table of a folded tensor has the channel of every column.
+func TestFoldedChannels(t *testing.T) {
+	folded := 0
+	for channels := 1; channels <= minWidth; channels++ {
+		for inner := 1; inner < lanes; inner++ {
+			for _, outer := range []int{2 * minHeight, 10 * minHeight, 1000} {
+				s := Shape{outer, channels, inner}
+				p, err := NewPlan(s)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w := p.acquire(&Mask{}, s.PerChannel(), false)
+				if w.geo.layout == cols && w.geo.fold > 1 {
+					folded++
+					for j := range w.geo.width {
+						if got, want := w.channelOf(j), j/inner%channels; got != want {
+							t.Fatalf("%v: column %d is of channel %d, want %d", s, j, got, want)
+						}
+					}
+				}
+				p.release(w)
+			}
+		}
+	}
+	if folded < 500 {
+		t.Errorf("only %d tensors are folded", folded)
+	}
+}
