@@ -4,7 +4,6 @@ import (
 	"math"
 	"slices"
 
-	"github.com/fusedbn/batchnorm/internal/scalar"
 	"github.com/fusedbn/batchnorm/internal/team"
 )
 
@@ -44,12 +43,8 @@ type call struct {
 	applyTiny stage
 	again     stage // takes the sums of a channel once more; sums may have overwritten its inputs
 
-	source *source // where the values come from, if they don't lie as the geometry says
-	// least is the least magnitude other than 0 in a sample of dy, of channels whose numbers are
-	// not tiny, times the least slope of the activation. Where its products don't vanish, sums
-	// of exactly 0 are sums of zeros.
-	least   float64
-	anyTiny bool // numbers of channels are tiny (tiny.go)
+	source  *source // where the values come from, if they don't lie as the geometry says
+	anyTiny bool    // numbers of channels are tiny (tiny.go)
 	// mostInvStd is the invstd of a channel without deviations.
 	mostInvStd float64
 	// Some channels are marked in large (large.go).
@@ -160,11 +155,8 @@ func (w *workspace) cut(segments, width int) {
 		w.side = w.plan.limits.side(g, w.plan.path)
 	}
 	w.coef = w.float32s.cut(roundUp(w.side*width, lanes) * coefLen)
-	one, plain := g.unit == 1, width == g.channels
-	if w.masked { // the number of positions decides about the geometry
-		one, plain = true, g.channels >= minWidth
-	}
-	if w.side == 1 && (plain || one && g.channels%lanes == 0) { // the first columns are the channels
+	wide := width == g.channels || w.masked && g.channels >= minWidth  // not folded, whatever the number of positions
+	if w.side == 1 && (wide || g.unit == 1 && g.channels%lanes == 0) { // the first columns are the channels
 		w.channels.fields = fields{w.coef, lanes, lanes * coefLen}
 	}
 	w.shift = w.float32s.cut(segments * padded)
@@ -272,12 +264,6 @@ func (w *workspace) run(do phases) {
 	w.sample(do)
 	w.way = choose(w.geo, w.situation(do), w.plan.limits)
 	w.apply.stream = w.way.stream
-	if w.backward && do&takeSums != 0 {
-		w.least = w.leastOf(w.sums.dy)
-		if w.plan.act.kind > actReLU { // its slopes may be tiny
-			w.least *= tinySlope
-		}
-	}
 	if w.applyTiny = w.apply; w.way.stores {
 		w.storeGradients()
 	}
@@ -369,29 +355,4 @@ func (w *workspace) fence() {
 	if w.way.stream {
 		simdFence()
 	}
-}
-
-// tinySlope stands for the least derivative of an activation.
-const tinySlope = 0x1p-40
-
-// leastSample is the number of values of dy in the sample.
-const leastSample = 32
-
-// leastOf returns the least magnitude other than 0 in a sample of dy, or infinity if all of
-// them are 0. Channels whose numbers are tiny don't matter.
-func (w *workspace) leastOf(dy []float32) float64 {
-	least := float32(math.Inf(1))
-	g, tiny := w.geo, w.anyTiny
-	n := g.outer * g.channels * g.inner
-	step := max(1, n/leastSample)
-	for i := 0; i < n; i += step {
-		j := i
-		if w.source != nil {
-			j = w.element(i)
-		}
-		if v := scalar.Abs(dy[j]); v < least && v != 0 && !(tiny && w.channels.tiny[i/g.inner%g.channels] != 0) {
-			least = v
-		}
-	}
-	return float64(least)
 }

@@ -519,10 +519,12 @@ func (w *workspace) packListed(s *stage, buf *buffers, l *columnList, r, rows, n
 	if w.source == nil {
 		l.pick(s, buf, 0, r*width, rows, n, width)
 	} else {
+		g, run := w.source, 0
 		for row := range rows {
 			i, to := (r+row)*width, row*n
-			if base, ok := w.rowInTensor(i, at[n-1]); ok {
-				l.pick(s, buf, to, base, 1, n, width)
+			run = g.findFrom(run, i/g.unit)
+			if first := i - g.runs[run].before*g.unit; first+at[n-1] < g.runs[run].n*g.unit { // the row is in one run
+				l.pick(s, buf, to, g.runs[run].index+first, 1, n, width)
 				continue
 			}
 			for c, j := range at {

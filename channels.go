@@ -204,8 +204,8 @@ const (
 	// channelBackward is gradient.set, from sumA, sumB, mean, invstd and count to
 	// dgamma, dbeta, k1 and k2; gammaGrad and betaGrad are dgamma and dbeta, rounded. A
 	// channel is unusual if it is wide, or if its sums can't be relied on. Sums can be relied
-	// on if they are settled, if invstd is NaN, or if they are 0 and count*invstd*gradMin is
-	// at most weight. They are looked at closely if they are 0 and invstd is above trusted.
+	// on if they are settled, if invstd is NaN, or if they are 0 and invstd is at most
+	// trusted.
 	// If extent is given, a channel whose extent is not finite is usual, unless another one of
 	// the vector needs a closer look than at zeros.
 	channelBackward
@@ -1108,11 +1108,11 @@ func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled, looked bool) 
 	if v == 0 {
 		return c
 	}
-	trusted := w.least * (0.99 / gradMin)
+	trusted := trustedInvStd
 	if settled {
 		trusted = math.Inf(1)
 	}
-	k := &channelArgs{n: v, count: w.values, weight: float64(w.least * w.values), trusted: trusted, settled: allOnes(settled),
+	k := &channelArgs{n: v, count: w.values, trusted: trusted, settled: allOnes(settled),
 		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:], neg: f.from(fieldN, c),
 		dgamma: ch.dgamma[c:], dbeta: ch.dbeta[c:], k1: f.from(fieldK1, c), k2: f.from(fieldK2, c), step: 4 * f.group}
 	gammaGrad, betaGrad := w.gammaGrad, w.betaGrad

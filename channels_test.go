@@ -234,7 +234,7 @@ func backwardCase(a *channelArgs, c int) bool {
 	}
 	p, r := a.sumA[c], a.sumB[c]
 	invstd := a.invstd[c]
-	exact := p == 0 && r == 0 && a.count*invstd*gradMin <= a.weight
+	exact := p == 0 && r == 0 && invstd <= a.trusted
 	return !d.wide && (a.settled != 0 || invstd != invstd || gradSumsAreSafe(p, r, a.count, invstd) || exact)
 }
 
@@ -373,12 +373,7 @@ func (s *channelSet) set(seed uint64) {
 		a.close = ownInvStd
 	}
 	a.settled, a.precise = allOnes(seed%5 == 2 || seed%20 == 10), allOnes(seed%4 == 2)
-	if s.kernel == channelBackward && seed%3 == 1 { // sums of 0 can be relied on for some channels
-		a.weight = a.count * gradMin * 0.4
-	}
-	if seed%3 > 0 { // or sums of 0 are looked at closely
-		a.trusted = a.weight / a.count / gradMin * 0.99
-	}
+	a.trusted = []float64{0, 0.4, trustedInvStd}[seed%3] // sums of 0 can be relied on for no channels, for some, or for most
 	if s.kernel == channelStrip {
 		a.rows = 1 + int(seed)%stripRows
 		a.probe = min(a.rows, probeRows)

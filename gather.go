@@ -15,7 +15,6 @@ type source struct {
 	row      int      // positions that are adjacent, before the next channel begins
 	tile     int      // positions per task that writes outputs
 	clip     bool     // outputs at padding are set to 0
-	last     int      // the run that element found last
 	inverted bool     // x is y: the source computes z from it, and multiplies dy by the slope
 	inverse  Activation
 	sampled  [tinySample]int // of a call: see sampledValues
@@ -58,7 +57,7 @@ func (*buffers) room() int { return 0 }
 func (g *source) init(p *Plan) {
 	s := p.shape
 	*g = source{shape: s, unit: 1, next: s.Inner, row: adjacent(s), runs: g.runs[:0]}
-	g.geo.layout, g.geo.channels = rows, s.Channels
+	g.geo.layout, g.geo.channels, g.geo.unit = rows, s.Channels, 1
 	if s.Inner == 1 && s.Channels > 1 {
 		g.geo.layout, g.unit = cols, s.Channels
 	}
@@ -100,7 +99,7 @@ func (g *source) begin(m *Mask, n, workers int) {
 	} else {
 		g.geo = colGeometry(n, s.Channels, 1)
 	}
-	g.last, g.inverted = 0, false
+	g.inverted = false
 	g.clip = !m.KeepPadding
 	g.tile = max(1, maxCall/s.Channels)
 	if workers > 1 {
@@ -120,6 +119,15 @@ const joinGap = 32
 
 // find returns the run with valid position i.
 func (g *source) find(i int) int { return g.search(0, len(g.runs), i) }
+
+// findFrom is find for a position that is not before run lo, nor far behind it.
+func (g *source) findFrom(lo, i int) int {
+	step := 1
+	for ; lo+step < len(g.runs) && g.runs[lo+step].before <= i; step *= 2 {
+		lo += step
+	}
+	return g.search(lo, min(lo+step, len(g.runs)), i)
+}
 
 // search is find among the runs lo to hi-1.
 func (g *source) search(lo, hi, i int) int {
@@ -150,19 +158,9 @@ func (w *workspace) element(i int) int {
 	return s.element(i%g.channels, i/g.channels)
 }
 
-// element returns where valid position i of a channel is in the tensor. Positions are asked for
-// in order mostly, so that the search begins with the run found last. Tasks that run at the same
-// time ask for none.
+// element returns where valid position i of a channel is in the tensor.
 func (g *source) element(c, i int) int {
-	lo, step := g.last, 1
-	if g.runs[lo].before > i {
-		lo = 0
-	}
-	for ; lo+step < len(g.runs) && g.runs[lo+step].before <= i; step *= 2 {
-		lo += step
-	}
-	g.last = g.search(lo, min(lo+step, len(g.runs)), i)
-	r := &g.runs[g.last]
+	r := &g.runs[g.find(i)]
 	return r.index + c*g.next + (i-r.before)*g.unit
 }
 

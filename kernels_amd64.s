@@ -17843,9 +17843,9 @@ unwanted9:
 	VMOVUPS (SI), Y6
 	VMULPD Y6, Y0, Y10
 	VMULPD constants<>+768(SB), Y10, Y10
-	LEAQ channelArgs_weight(R14), SI
+	LEAQ channelArgs_trusted(R14), SI
 	VBROADCASTSD (SI), Y14
-	VCMPPD $0x1d, Y10, Y14, Y7
+	VCMPPD $0x1d, Y6, Y14, Y7
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8
@@ -17875,9 +17875,9 @@ unwanted9:
 	VMOVUPS 32(SI), Y6
 	VMULPD Y6, Y0, Y10
 	VMULPD constants<>+768(SB), Y10, Y10
-	LEAQ channelArgs_weight(R14), SI
+	LEAQ channelArgs_trusted(R14), SI
 	VBROADCASTSD (SI), Y14
-	VCMPPD $0x1d, Y10, Y14, Y7
+	VCMPPD $0x1d, Y6, Y14, Y7
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
 	VMOVUPS 32(SI), Y8
@@ -18067,7 +18067,7 @@ TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	VCVTPD2PSY Y14, X14
 	VINSERTF128 $1, X14, Y11, Y11
 	MOVQ $0, R9
-	MOVQ channelArgs_n(R14), R10
+	MOVQ channelArgs_n(R14), R11
 channels1:
 	VXORPS Y0, Y0, Y0
 	MOVQ AX, DI
@@ -18417,7 +18417,7 @@ settled3:
 	ADDQ $32, BX
 	ADDQ $64, CX
 	ADDQ $64, DX
-	SUBQ $8, R10
+	SUBQ $8, R11
 	JNE channels1
 	VZEROUPPER
 	RET

@@ -13455,9 +13455,9 @@ unwanted9:
 	FMUL4D(6, 0, 10)
 	FLDPQ 352(R24), (F28, F29)
 	FMUL4D(14, 10, 10)
-	ADD $channelArgs_weight, R23, R4
+	ADD $channelArgs_trusted, R23, R4
 	LD1R4D(4, 14)
-	FCMGE4D(10, 14, 7)
+	FCMGE4D(6, 14, 7)
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F16, F17)
@@ -13493,9 +13493,9 @@ unwanted9:
 	FMUL4D(6, 0, 10)
 	FLDPQ 352(R24), (F28, F29)
 	FMUL4D(14, 10, 10)
-	ADD $channelArgs_weight, R23, R4
+	ADD $channelArgs_trusted, R23, R4
 	LD1R4D(4, 14)
-	FCMGE4D(10, 14, 7)
+	FCMGE4D(6, 14, 7)
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
 	FLDPQ 32(R4), (F16, F17)
@@ -13760,7 +13760,7 @@ TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	LD1R4D(5, 14)
 	NARROW(14, 14, 11)
 	MOVD $0, R7
-	MOVD channelArgs_n(R23), R8
+	MOVD channelArgs_n(R23), R9
 	MOVD $stripChannelsTable<>(SB), R24
 channels1:
 	EOR8(0, 0, 0)
@@ -13772,21 +13772,21 @@ channels1:
 quads7:
 	FLDPQ (R5), (F6, F7)
 	PRFM 64(R5), PLDL1KEEP
-	MOVD 0(R4), R24
-	ADD R24, R5
+	MOVD 0(R4), R8
+	ADD R8, R5
 	FLDPQ (R5), (F14, F15)
 	PRFM 64(R5), PLDL1KEEP
-	MOVD 8(R4), R24
-	ADD R24, R5
+	MOVD 8(R4), R8
+	ADD R8, R5
 	FADD8(7, 3, 3)
 	FLDPQ (R5), (F10, F11)
 	PRFM 64(R5), PLDL1KEEP
-	MOVD 16(R4), R24
-	ADD R24, R5
+	MOVD 16(R4), R8
+	ADD R8, R5
 	FLDPQ (R5), (F14, F15)
 	PRFM 64(R5), PLDL1KEEP
-	MOVD 24(R4), R24
-	ADD R24, R5
+	MOVD 24(R4), R8
+	ADD R8, R5
 	FADD8(7, 5, 5)
 	FADD8(5, 3, 3)
 	FADD8(3, 0, 0)
@@ -13799,8 +13799,8 @@ rest8:
 row9:
 	FLDPQ (R5), (F6, F7)
 	PRFM 64(R5), PLDL1KEEP
-	MOVD 0(R4), R24
-	ADD R24, R5
+	MOVD 0(R4), R8
+	ADD R8, R5
 	FADD8(3, 0, 0)
 	ADD $8, R4
 	SUBS $1, R6
@@ -13880,8 +13880,8 @@ probe646:
 	WIDEN(8, 7, 8)
 	FADD4D(7, 3, 3)
 	FADD4D(8, 4, 4)
-	MOVD 0(R4), R24
-	ADD R24, R5
+	MOVD 0(R4), R8
+	ADD R8, R5
 	ADD $8, R4
 	SUBS $1, R6
 	BNE probe646
@@ -13920,25 +13920,25 @@ quads15:
 	FLDPQ (R5), (F6, F7)
 	FADD8(3, 2, 3)
 	FMUL8(3, 3, 4)
-	MOVD 0(R4), R24
-	ADD R24, R5
+	MOVD 0(R4), R8
+	ADD R8, R5
 	FLDPQ (R5), (F14, F15)
 	FADD8(7, 2, 7)
 	FMUL8(7, 7, 8)
-	MOVD 8(R4), R24
-	ADD R24, R5
+	MOVD 8(R4), R8
+	ADD R8, R5
 	FADD8(7, 3, 3)
 	FADD8(8, 4, 4)
 	FLDPQ (R5), (F10, F11)
 	FADD8(5, 2, 5)
 	FMUL8(5, 5, 6)
-	MOVD 16(R4), R24
-	ADD R24, R5
+	MOVD 16(R4), R8
+	ADD R8, R5
 	FLDPQ (R5), (F14, F15)
 	FADD8(7, 2, 7)
 	FMUL8(7, 7, 8)
-	MOVD 24(R4), R24
-	ADD R24, R5
+	MOVD 24(R4), R8
+	ADD R8, R5
 	FADD8(7, 5, 5)
 	FADD8(8, 6, 6)
 	FADD8(5, 3, 3)
@@ -13955,8 +13955,8 @@ row17:
 	FLDPQ (R5), (F6, F7)
 	FADD8(3, 2, 3)
 	FMUL8(3, 3, 4)
-	MOVD 0(R4), R24
-	ADD R24, R5
+	MOVD 0(R4), R8
+	ADD R8, R5
 	FADD8(3, 0, 0)
 	FADD8(4, 1, 1)
 	ADD $8, R4
@@ -13995,8 +13995,8 @@ row644:
 	FADD4D(8, 4, 4)
 	FMLA4D(7, 9, 5)
 	FMLA4D(8, 10, 6)
-	MOVD 0(R4), R24
-	ADD R24, R5
+	MOVD 0(R4), R8
+	ADD R8, R5
 	ADD $8, R4
 	SUBS $1, R6
 	BNE row644
@@ -14129,7 +14129,7 @@ settled3:
 	ADD $32, R1
 	ADD $64, R2
 	ADD $64, R3
-	SUBS $8, R8
+	SUBS $8, R9
 	BNE channels1
 	RET
 // func gradients64Channels(id int, a *channelArgs)

@@ -725,17 +725,15 @@ func (w *workspace) suspicious(c int) bool {
 		return true
 	}
 	p, r, invstd := ch.sumA[c], ch.sumB[c], ch.invstd[c]
-	if invstd != invstd || p == 0 && r == 0 && w.trusts(c) {
+	if invstd != invstd || p == 0 && r == 0 && invstd <= trustedInvStd {
 		return false
 	}
 	return !gradSumsAreSafe(p, r, w.values, invstd)
 }
 
-// trusts reports whether sums of exactly 0 are believed to be sums of zeros: the least
-// magnitude of dy times a deviation of 1/invstd does not vanish.
-func (w *workspace) trusts(c int) bool {
-	return float64(w.least*w.values) >= float64(w.values*w.channels.invstd[c])*gradMin
-}
+// trustedInvStd is the largest invstd with which sums of exactly 0 are believed to be sums of zeros. A product of a
+// gradient and a deviation of 1/trustedInvStd vanishes only where the gradient is below 2^-140.
+const trustedInvStd = 0x1p10
 
 // strange reports whether dx of a channel may need scaled values: its constants are finite, and outside
 // of float32's comfortable range. The magnitude of the gradients decides.

@@ -83,7 +83,7 @@ func (l amd64) ifNoArg(field string, _ reg, to string) {
 }
 func (l amd64) move(dst, src reg)     { l.printf("MOVQ %s, %s", l.r(src), l.r(dst)) }
 func (l amd64) addImm(dst reg, n int) { l.printf("ADDQ $%d, %s", n, l.r(dst)) }
-func (l amd64) addFrom(dst, src reg, off int) {
+func (l amd64) addFrom(dst, src reg, off int, _ reg) {
 	l.printf("ADDQ %s, %s", l.m(mem{base: src, off: off}), l.r(dst))
 }
 

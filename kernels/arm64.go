@@ -114,9 +114,9 @@ func (l arm64) changeArg(op, field string, by, t reg) {
 }
 func (l arm64) move(dst, src reg)     { l.printf("MOVD %s, %s", l.r(src), l.r(dst)) }
 func (l arm64) addImm(dst reg, n int) { l.printf("ADD $%d, %s", n, l.r(dst)) }
-func (l arm64) addFrom(dst, src reg, off int) {
-	l.printf("MOVD %d(%s), %s", off, l.r(src), arm64Addr)
-	l.printf("ADD %s, %s", arm64Addr, l.r(dst))
+func (l arm64) addFrom(dst, src reg, off int, t reg) {
+	l.printf("MOVD %d(%s), %s", off, l.r(src), l.r(t))
+	l.printf("ADD %s, %s", l.r(t), l.r(dst))
 }
 
 func (l arm64) addReg(dst, src reg)      { l.printf("ADD %s, %s", l.r(src), l.r(dst)) }

@@ -109,7 +109,7 @@ type lowering interface {
 	move(dst, src reg)
 	addImm(dst reg, n int)
 	addReg(dst, src reg)
-	addFrom(dst, src reg, off int) // dst += an integer in memory, off bytes behind src
+	addFrom(dst, src reg, off int, t reg) // dst += an integer in memory, off bytes behind src; t is a temporary
 	subReg(dst, src reg)
 	subImm(dst reg, n int) // sets the condition
 	shiftLeft(dst reg, n int)

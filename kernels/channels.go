@@ -760,7 +760,7 @@ func backwardChannels(c *chans) {
 				c.load(i[0], mem{base: c.find64("invstd").at, off: h * vecBytes})
 				c.op(opMul64, t[0], count, i[0])
 				c.op64C(opMul64, t[0], t[0], gradMin)
-				c.op(opGE64, i[1], c.mask("weight"), t[0])
+				c.op(opGE64, i[1], c.mask("trusted"), i[0])
 				c.load(low[0], mem{base: c.find64("sumA").at, off: h * vecBytes})
 				c.load(low[1], mem{base: c.find64("sumB").at, off: h * vecBytes})
 				c.abs64(low[0], low[0])
@@ -1045,7 +1045,7 @@ const stepBytes = 8
 // first-level cache between the probe and the sums.
 func stripChannels(c *chans) {
 	x, shift, sumA, sumB := c.float32s("x"), c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
-	step, at, left, again := c.newReg(), c.newReg(), c.newReg(), c.newReg()
+	step, at, left, again, bytes := c.newReg(), c.newReg(), c.newReg(), c.newReg(), c.newReg()
 	sums, k := c.pair(), c.newVec()
 	a, b, d, e := c.pair(), c.pair(), c.pair(), c.pair()
 	limit, t := c.newVec(), c.newVec()
@@ -1075,7 +1075,7 @@ func stripChannels(c *chans) {
 		}
 		next := func(dst pair, i int) {
 			value(dst)
-			c.addFrom(at, step, i*stepBytes)
+			c.addFrom(at, step, i*stepBytes, bytes)
 		}
 		for i := range n {
 			c.zero(sums[i])
@@ -1146,7 +1146,7 @@ func stripChannels(c *chans) {
 		c.label(probe64)
 		c.widenFrom(d, mem{base: at})
 		c.add64(a, a, d)
-		c.addFrom(at, step, 0)
+		c.addFrom(at, step, 0, bytes)
 		nextRow(probe64)
 		c.divideBy("probeCount", "probeInverse", a, a, at)
 		c.shiftFor(a)
@@ -1182,7 +1182,7 @@ func stripChannels(c *chans) {
 		for h := range b {
 			c.op(opAddProduct64, b[h], e[h], d[h])
 		}
-		c.addFrom(at, step, 0)
+		c.addFrom(at, step, 0, bytes)
 		nextRow(row64)
 		c.widen(e, t)
 		c.mul64(d, e, scalarPair(c.broadcastArg("count", at)))
