@@ -220,7 +220,8 @@ func TestHugeBesideNaN(t *testing.T) {
 					}
 				}
 				mean, invstd := make([]float64, s.Channels), make([]float64, s.Channels)
-				noError(t, newPlan(t, s, batchnorm.WithPath(path)).Forward(batchnorm.ForwardArgs{X: x, Y: make([]float32, s.Len()), Mean: mean, InvStd: invstd}))
+				p := newPlan(t, s, batchnorm.WithPath(path))
+				noError(t, p.Forward(batchnorm.ForwardArgs{X: x, Y: make([]float32, s.Len()), Mean: mean, InvStd: invstd}))
 				n, sum := float64(s.PerChannel()), 0.0 // of the signs
 				for k := 1; k < s.PerChannel(); k++ {
 					sum += float64(1 - k%4/2*2)

@@ -42,7 +42,8 @@ func ldexp(v float64, p int) float64 {
 }
 
 // firstRow sets the extents of the channels c0 to c1-1 to the magnitudes of their first values,
-// and reports whether it did: it does if these are adjacent in the tensor, as the geometry says. Channels without any finite value need no further look.
+// and reports whether it did: it does if these are adjacent in the tensor, as the geometry says. Channels without
+// any finite value need no further look.
 func (w *workspace) firstRow(c0, c1 int) bool {
 	g := w.geo
 	if g.layout != cols || g.unit > 1 || g.height == 0 {
