@@ -98,16 +98,16 @@ func TestTinyGradientsBeside(t *testing.T) {
 }
 
 // TestTinyGradientsAgain: the sums of channels whose gradients seem tiny are taken again only
-// if their constants are wide. Forward sums of large values are, in tensors of few rows of adjacent
+// if their constants are wide. Forward sums of large values are, in tensors of few rows whose columns are the
 // channels. It counts them, so that no other test may run beside it.
 func TestTinyGradientsAgain(t *testing.T) {
 	eachBeside(t, func(t *testing.T, e exception, p, _ *problem, _ int) {
-		if p.act != batchnorm.Identity || e.name == "tiny ones cancel" { // zeros are sampled, and then a sample of dy decides
+		if p.act != batchnorm.Identity || e.name == "tiny ones cancel" { // zeros are sampled, and then invstd decides
 			return
 		}
 		before := batchnorm.Rescued()
 		plain(batchnorm.Mask{}).once(t, *p)
-		again := e.again && !(e.name == "large x" && p.shape.Inner > 1)
+		again := e.again && !(e.name == "large x" && (p.shape.Inner > 1 || p.shape.Channels < 128))
 		if n := batchnorm.Rescued() - before; again != (n > 0) {
 			t.Errorf("the sums of %d channels are taken again", n)
 		}
