@@ -205,8 +205,7 @@ const (
 	// dgamma, dbeta, k1 and k2; gammaGrad and betaGrad are dgamma and dbeta, rounded. A
 	// channel is unusual if it is wide, or if its sums can't be relied on. Sums can be relied
 	// on if they are settled, if invstd is NaN, or if they are 0 and invstd is at most
-	// trusted.
-	// If extent is given, a channel whose extent is not finite is usual, unless another one of
+	// trusted. If extent is given, a channel whose extent is not finite is usual, unless another one of
 	// the vector needs a closer look than at zeros.
 	channelBackward
 
@@ -353,7 +352,8 @@ func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, co
 // steps: the bytes from a row to the next. The sums of columns are taken again in float64 if those
 // of squares are large and, with epsilon, not safe. It returns how many columns these are. Those of small
 // values in the sampled rows are sums in float64. The path has vectors, and there are enough columns for one.
-func (p Path) foldStrips(sumA, sumB []float64, shift, x []float32, steps []int, sampled *[tinySample]int, large, epsilon float64) (again int) {
+func (p Path) foldStrips(sumA, sumB []float64, shift, x []float32, steps []int, sampled *[tinySample]int,
+	large, epsilon float64) (again int) {
 	n, rows := len(sumA), len(steps)
 	v := p.whole(n)
 	probe := min(rows, probeRows)

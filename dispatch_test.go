@@ -30,7 +30,8 @@ func instructionSetsHere() []instructionSet {
 	switch {
 	case noAssembly:
 	case runtime.GOARCH == "amd64":
-		return []instructionSet{{batchnorm.PathAVX2, cpu.X86.HasAVX && cpu.X86.HasAVX2 && cpu.X86.HasFMA, []string{"cpu.avx2", "cpu.avx", "cpu.fma"}}}
+		has := cpu.X86.HasAVX && cpu.X86.HasAVX2 && cpu.X86.HasFMA
+		return []instructionSet{{batchnorm.PathAVX2, has, []string{"cpu.avx2", "cpu.avx", "cpu.fma"}}}
 	case runtime.GOARCH == "arm64":
 		return []instructionSet{{batchnorm.PathNEON, cpu.ARM64.HasASIMD, []string{"cpu.asimd"}}}
 	}

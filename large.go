@@ -47,8 +47,8 @@ func (w *workspace) samplesMoments(do phases) bool {
 	return !w.backward && do&takeSums != 0 && (w.marksLarge() || !choose(w.geo, w.situation(do), w.plan.limits).settles)
 }
 
-// marksLarge reports whether channels of large values are marked. Those are not of which a column of few rows has all
-// values: these stay in a cache, so that second sums cost little, and strips take them.
+// marksLarge reports whether channels of large values are marked. They are not where each is one column of few rows:
+// its values stay in a cache, so that second sums cost little, and strips take them.
 func (w *workspace) marksLarge() bool {
 	return w.geo.layout == rows || w.geo.height > stripRows || !w.geo.single()
 }

@@ -80,7 +80,8 @@ func TestMaskedColumns(t *testing.T) {
 func TestInfiniteFirstRows(t *testing.T) {
 	t.Parallel()
 	inf := float32(math.Inf(1))
-	for _, s := range []batchnorm.Shape{{Outer: 33, Channels: 1473, Inner: 1}, {Outer: 33, Channels: 2096, Inner: 1}, {Outer: 16, Channels: 3255, Inner: 1}} {
+	for _, s := range []batchnorm.Shape{{Outer: 33, Channels: 1473, Inner: 1}, {Outer: 33, Channels: 2096, Inner: 1},
+		{Outer: 16, Channels: 3255, Inner: 1}} {
 		mean, invstd := make([]float64, s.Channels), slices.Repeat([]float64{1}, s.Channels)
 		masked := batchnorm.Mask{Valid: make([]bool, s.Outer)}
 		for i := range masked.Valid {
@@ -142,7 +143,8 @@ func TestMaskedMarks(t *testing.T) {
 func TestZeroSumsAlone(t *testing.T) {
 	t.Parallel()
 	const channel = 5
-	for _, s := range []batchnorm.Shape{{Outer: 64, Channels: 16, Inner: 1}, {Outer: 61, Channels: 513, Inner: 1}, {Outer: 4, Channels: 16, Inner: 64}} {
+	for _, s := range []batchnorm.Shape{{Outer: 64, Channels: 16, Inner: 1}, {Outer: 61, Channels: 513, Inner: 1},
+		{Outer: 4, Channels: 16, Inner: 64}} {
 		for _, g := range []float32{1e-39, 1e-42, 3e-45} {
 			for _, scale := range []float32{1e-7, 1e-3, 1} {
 				p := newProblem(s, 0)
@@ -157,12 +159,13 @@ func TestZeroSumsAlone(t *testing.T) {
 				p.dy[2*s.Channels*s.Inner] = 1e-33 // of channel 0
 				after := plain(batchnorm.Mask{}).once(t, p)
 				sameAsPureGo(t, "tiny gradients", plain(batchnorm.Mask{}), p, 1)
-				if !sameBits(before.dgamma[channel], after.dgamma[channel]) {
-					t.Errorf("%v, gradients of %g, x * %g: dgamma is %g, and %g beside a gradient of 1e-33", s, g, scale, before.dgamma[channel], after.dgamma[channel])
+				if got, want := after.dgamma[channel], before.dgamma[channel]; !sameBits(got, want) {
+					t.Errorf("%v, gradients of %g, x * %g: dgamma is %g beside a gradient of 1e-33, otherwise %g", s, g, scale, got, want)
 				}
 				for k := range s.PerChannel() {
 					if i := at(k); !sameBits(before.dx[i], after.dx[i]) {
-						t.Fatalf("%v, gradients of %g, x * %g: dx[%d] is %g, and %g beside a gradient of 1e-33", s, g, scale, i, before.dx[i], after.dx[i])
+						t.Fatalf("%v, gradients of %g, x * %g: dx[%d] is %g beside a gradient of 1e-33, otherwise %g",
+							s, g, scale, i, after.dx[i], before.dx[i])
 					}
 				}
 				want := float64(g) * float64(p.x[at(3)]-p.x[at(7)]) * before.invstd[channel]

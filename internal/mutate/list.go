@@ -469,7 +469,7 @@ var mutations = []mutation{
 	{name: "gather: runs in front of the last one are found", file: "gather.go", pkg: ".", tests: "TestMaskedMarks|TestMask",
 		old: "return g.search(lo, min(lo+step, len(g.runs)), i)", new: "return g.search(lo, min(lo+step-1, len(g.runs)), i)",
 		reason: "it only takes longer: a row that is not in the run found is copied value by value"},
-	{name: "call: folded columns of a mask are records", file: "call.go", pkg: ".", tests: "TestMask|TestBits|TestSweep|TestAliases|TestKindsSameBits",
+	{name: "call: folded columns of a mask are records", file: "call.go", pkg: ".", tests: "TestMask|TestMaskedColumns",
 		old: "w.masked && g.channels >= minWidth", new: "w.masked"},
 	{name: "gather: the first row of a run is the next one", file: "gather.go", pkg: ".", tests: "TestLargeInStrips",
 		old: "r, skip = &g.runs[j], 0", new: "r, skip = &g.runs[j], min(1, g.runs[j].n-1)"},
