@@ -718,6 +718,39 @@ func TestMarks(t *testing.T) {
 	}
 }
 
+func TestWholeLarge(t *testing.T) {
+	p, err := NewPlan(Shape{Outer: 400, Channels: 40, Inner: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := p.acquire(&Mask{}, 400, false)
+	defer p.release(w)
+	if got := w.wholeLarge(3, 40); got != 3 {
+		t.Errorf("no marks: the channels from 3 on end at %d", got)
+	}
+	for _, c := range []struct{ from, to, c, c1, want int }{ // marks, and the channels that are asked about
+		{0, 40, 0, 40, 40},
+		{0, 40, 3, 40, 40},
+		{0, 40, 3, 20, 20},
+		{0, 30, 0, 40, 24},
+		{0, 30, 7, 40, 23},
+		{0, 30, 25, 40, 25},
+		{0, 30, 25, 30, 30},
+		{10, 30, 9, 40, 9},
+		{10, 30, 10, 40, 26},
+		{10, 17, 10, 40, 10},
+		{33, 40, 33, 40, 40},
+	} {
+		w.anyLarge = false
+		for channel := c.from; channel < c.to; channel++ {
+			w.mark(channel, []byte{largeValues, smallValues}[channel%2])
+		}
+		if got := w.wholeLarge(c.c, c.c1); got != c.want {
+			t.Errorf("%d to %d are marked: the channels from %d to %d end at %d, want %d", c.from, c.to-1, c.c, c.c1-1, got, c.want)
+		}
+	}
+}
+
 func repeatedTo(n int, v float32) []float32 {
 	s := make([]float32, n)
 	fill(s, v)
@@ -764,6 +797,49 @@ func TestSmallHidden(t *testing.T) {
 				if mean[alone] != means[alone] || invstd[alone] != invstds[alone] {
 					t.Errorf("%v, %g: column %d has moments %g and %g beside others, %g and %g among its like", path, of, alone,
 						mean[alone], invstd[alone], means[alone], invstds[alone])
+				}
+			}
+		}
+	}
+}
+
+// TestMarkedBesideMarked: a marked column has the moments that it has among columns like it, whatever other marked ones
+// are beside it.
+func TestMarkedBesideMarked(t *testing.T) {
+	s := Shape{Outer: 200, Channels: 40, Inner: 1}
+	usual := gen.Normal(1, s.Len(), 0.3, 1)
+	kinds := [][2]float64{{0, 1e20}, {3e38, 1e31}, {1e30, 1e25}, {0, 1e-20}, {1e-10, 5e-18}} // offset and scale
+	for _, path := range Paths() {
+		p, err := NewPlan(s, WithPath(path), WithEpsilon(0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		run := func(kind func(c int) int) (mean, invstd []float64) {
+			x := slices.Clone(usual)
+			for i := range x {
+				k := kinds[kind(i%s.Channels)]
+				x[i] = float32(k[0] + float64(float64(x[i])*k[1]))
+			}
+			mean, invstd = make([]float64, s.Channels), make([]float64, s.Channels)
+			if err := p.Forward(ForwardArgs{X: x, Y: make([]float32, s.Len()), Mean: mean, InvStd: invstd}); err != nil {
+				t.Fatal(err)
+			}
+			return mean, invstd
+		}
+		for k := range kinds {
+			means, invstds := run(func(int) int { return k })
+			for alone := range s.Channels {
+				for other := range kinds {
+					mean, invstd := run(func(c int) int {
+						if c == alone {
+							return k
+						}
+						return other
+					})
+					if mean[alone] != means[alone] || invstd[alone] != invstds[alone] {
+						t.Fatalf("%v, %g: column %d has moments %g and %g beside those of %g, %g and %g among its like", path, kinds[k], alone,
+							mean[alone], invstd[alone], kinds[other], means[alone], invstds[alone])
+					}
 				}
 			}
 		}

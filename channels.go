@@ -614,6 +614,14 @@ func (w *workspace) setMoments(c0, c1 int, sums totals) {
 	ch := &w.channels
 	looked := false // whether the first row has been looked at, in cols
 	for c, together := c0, w.firstLook(); c < c1; {
+		if end := w.wholeLarge(c, c1); end > c { // whose sums are final
+			if sums.ofSegments {
+				w.total(c, end)
+			}
+			w.setSettledMoments(c, end)
+			c = end
+			continue
+		}
 		next := w.setUsualMoments(c, c1, sums, false, looked)
 		if next > c {
 			w.saveM2(c, next, sums.b)
@@ -630,15 +638,22 @@ func (w *workspace) setMoments(c0, c1 int, sums totals) {
 		}
 		together = mostSpan
 		w.momentsAgain(c, end, looked)
-		for c < end {
-			next := w.setUsualMoments(c, end, totals{ch.sumA, ch.sumB, false}, true, false)
-			if next == c {
-				next = w.fewSlowly(c, end)
-				w.setMomentsSlowly(c, next)
-			}
-			w.saveM2(c, next, ch.sumB)
-			c = next
+		w.setSettledMoments(c, end)
+		c = end
+	}
+}
+
+// setSettledMoments is setMoments for the channels from c to end-1, whose sums in sumA and sumB are final.
+func (w *workspace) setSettledMoments(c, end int) {
+	ch := &w.channels
+	for c < end {
+		next := w.setUsualMoments(c, end, totals{ch.sumA, ch.sumB, false}, true, false)
+		if next == c {
+			next = w.fewSlowly(c, end)
+			w.setMomentsSlowly(c, next)
 		}
+		w.saveM2(c, next, ch.sumB)
+		c = next
 	}
 }
 

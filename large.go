@@ -82,13 +82,12 @@ func (w *workspace) mark(c int, as byte) {
 
 // spreadAt returns the largest distance of a sampled value from the first one. They lie behind those of
 // channel 0.
-func spreadAt(values []float32, at *[tinySample]int, behind int) (spread float32) {
-	first := values[at[0]+behind]
+func spreadAt(values []float32, at *[tinySample]int, behind int) float32 {
+	first, spread := values[at[0]+behind], uint32(0)
 	for _, i := range at[1:] {
-		d := values[i+behind] - first
-		spread = max(spread, d, -d)
+		spread = max(spread, magnitudeBits(values[i+behind]-first))
 	}
-	return spread
+	return math.Float32frombits(spread)
 }
 
 // hasSmallSpread reports whether the largest distance of a sampled value from the first one is small. They lie behind
@@ -123,6 +122,19 @@ func (w *workspace) largeRun(c, c1 int) (large bool, end int) {
 	for end = c + 1; end < c1 && w.channels.large[end] == mark; end++ {
 	}
 	return mark != 0, end
+}
+
+// wholeLarge returns the end of the channels from c on that are marked and fill whole vectors.
+func (w *workspace) wholeLarge(c, c1 int) (end int) {
+	if !w.isLarge(c) {
+		return c
+	}
+	for end = c; end < c1 && w.channels.large[end] != 0; end++ {
+	}
+	if end == c1 {
+		return end
+	}
+	return c + (end-c)&^(lanes-1)
 }
 
 // ---- sums
@@ -188,25 +200,27 @@ func (w *workspace) sumLargeSpan(seg, c, n int) {
 	for j := c; j < end; {
 		kind, next := w.columnsAlike(large, j, end)
 		if kind != 0 {
-			w.sumMarked(seg, buf, j, next-j, func(c int) bool { return large[c] != 0 })
+			w.sumMarked(seg, buf, j, next-j, kind, func(c int) bool { return large[c] != 0 })
 		}
 		j = next
 	}
 }
 
 // sumMarked takes the sums in float64 of those of n columns from column j on in a segment whose
-// channels are marked, with the shifts of sumColumns. n is at most mostSpan.
-func (w *workspace) sumMarked(seg int, buf *buffers, j, n int, marked func(c int) bool) {
+// channels are marked, with the shifts of sumColumns. n is at most mostSpan. kind says which marks there are: all
+// are marked unless it has mixedKinds.
+func (w *workspace) sumMarked(seg int, buf *buffers, j, n int, kind byte, marked func(c int) bool) {
 	g, ch, path, l := w.geo, &w.channels, w.plan.path, &buf.list
 	l.n, l.apart = 0, true
-	for i := j; i < j+n; i++ {
+	all := kind < mixedKinds
+	for i := j; i < j+n && !all; i++ {
 		if marked(w.channelOf(i)) {
 			l.apart = l.apart && (l.n == 0 || l.at[l.n-1] != i-1)
 			l.at[l.n] = i
 			l.n++
 		}
 	}
-	if !worthCopying(l.n, n) {
+	if all || !worthCopying(l.n, n) {
 		for i := range n {
 			l.at[i] = j + i
 		}
@@ -220,7 +234,7 @@ func (w *workspace) sumMarked(seg int, buf *buffers, j, n int, marked func(c int
 	clear(acc)
 	b0, b1 := g.colSegment(seg)
 	r0, r1 := g.colWindow(b0)
-	w.probeColumns64(buf, l, r0, min(r1, r0+probeRows))
+	w.probeColumns64(buf, l, kind, r0, min(r1, r0+probeRows))
 	seen := 0
 	for win := b0; win < b1; win++ {
 		r0, r1 := g.colWindow(win)
@@ -235,6 +249,11 @@ func (w *workspace) sumMarked(seg int, buf *buffers, j, n int, marked func(c int
 	if rest > 0 {
 		s, q := w.sumWindow64(buf, l, shift, g.height, g.height+1, rest)
 		path.foldReduced(a[:rest], b[:rest], s, q, shift, float64(seen), 1)
+	}
+	if all {
+		copy(ch.segmentA[seg*g.width+j:], a[:n])
+		copy(ch.segmentB[seg*g.width+j:], b[:n])
+		return
 	}
 	for i, j := range l.at[:l.n] { // those beside them keep theirs
 		if marked(w.channelOf(j)) {
@@ -260,41 +279,45 @@ func (w *workspace) block64(buf *buffers, l *columnList, r, rows, n int) (x []fl
 
 // probeColumns64 sets the first shifts of the listed columns from their float32 sums over the rows r0
 // to r1-1, or from sums in float64 where those are not finite, or would be those of small values.
-func (w *workspace) probeColumns64(buf *buffers, l *columnList, r0, r1 int) {
-	padded := roundUp(l.n, lanes)
-	most := rowsOf(bufferLen, l.n)
-	for r := r0; r < r1 && !w.allSmall(l); r += most {
-		k := kernelArgs{coef: l.shift[:], acc: l.acc[:], rows: min(most, r1-r), n: l.n}
-		k.x, k.stride = w.block64(buf, l, r, k.rows, l.n)
-		w.plan.path.run(kernelMoments, cols, Identity, &k)
+func (w *workspace) probeColumns64(buf *buffers, l *columnList, kind byte, r0, r1 int) {
+	padded, count, small := roundUp(l.n, lanes), float64(r1-r0), kind == smallValues // all of them
+	if !small {
+		most := rowsOf(bufferLen, l.n)
+		for r := r0; r < r1; r += most {
+			k := kernelArgs{coef: l.shift[:], acc: l.acc[:], rows: min(most, r1-r), n: l.n}
+			k.x, k.stride = w.block64(buf, l, r, k.rows, l.n)
+			w.plan.path.run(kernelMoments, cols, Identity, &k)
+		}
+		w.plan.path.probeColumns(l.acc[:2*padded], l.shift[:padded], count)
+		if kind == largeValues && firstSumsFinite(l.acc[:2*padded]) {
+			return
+		}
 	}
-	count := float64(r1 - r0)
-	w.plan.path.probeColumns(l.acc[:2*padded], l.shift[:padded], count)
-	inFloat64 := func(i int) bool {
+	in64 := func(i int) bool {
 		v := l.acc[i/lanes*sumLen+i%lanes]
-		return v-v != 0 || w.hasSmall(w.channelOf(l.at[i]))
+		return small || v-v != 0 || w.hasSmall(w.channelOf(l.at[i]))
 	}
 	for i := 0; i < l.n; i++ {
-		if !inFloat64(i) {
+		if !in64(i) {
 			continue
 		}
 		s, _ := w.sumWindow64(buf, l, zeros, r0, r1, l.n)
 		for ; i < l.n; i++ {
-			if inFloat64(i) {
+			if in64(i) {
 				l.shift[i] = shiftFor(s[i] / count)
 			}
 		}
 	}
 }
 
-// allSmall reports whether all listed columns have small values.
-func (w *workspace) allSmall(l *columnList) bool {
-	for _, j := range l.at[:l.n] {
-		if !w.hasSmall(w.channelOf(j)) {
-			return false
-		}
+// firstSumsFinite reports whether the first of each two vectors of sums has no NaN and no infinities.
+func firstSumsFinite(acc []float32) bool {
+	var sum float32
+	for ; len(acc) >= sumLen; acc = acc[sumLen:] {
+		v := (*[lanes]float32)(acc)
+		sum += ((v[0] - v[0]) + (v[1] - v[1])) + ((v[2] - v[2]) + (v[3] - v[3])) + (((v[4] - v[4]) + (v[5] - v[5])) + ((v[6] - v[6]) + (v[7] - v[7])))
 	}
-	return true
+	return sum == 0
 }
 
 // windowSums are sums of columns in float64.
@@ -361,7 +384,7 @@ func (w *workspace) momentsIn64(c0, c1 int) {
 	defer w.buffers.give(buf)
 	for j, n, ok := w.nextSpan(0, c0, c1); ok; j, n, ok = w.nextSpan(j+n, c0, c1) {
 		for seg := range g.segments {
-			w.sumMarked(seg, buf, j, n, func(c int) bool { return c >= c0 && c < c1 && ch.flag[c] })
+			w.sumMarked(seg, buf, j, n, mixedKinds, func(c int) bool { return c >= c0 && c < c1 && ch.flag[c] })
 		}
 	}
 }

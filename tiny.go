@@ -173,9 +173,16 @@ func (w *workspace) lookAt(k *samples, c int, first float32, most uint32) {
 // number other than 0, if its products are tiny, or if the channel is huge, given its first value.
 func (w *workspace) look(c int, kind byte, first float32, most uint32) {
 	if most-1 < tinyBits || most-1 < smallFirstBits && w.hasTinyProducts(c, kind, most, w.largestOther(c, kind)) || w.isHuge(c, kind, first, most) {
-		w.beginTiny()
-		w.channels.tiny[c] |= kind
+		w.addTiny(c, kind)
 	}
+}
+
+// addTiny makes a channel one of a kind.
+func (w *workspace) addTiny(c int, kind byte) {
+	if !w.anyTiny {
+		w.beginTiny()
+	}
+	w.channels.tiny[c] |= kind
 }
 
 // otherFactor returns the factor, in the sums of a backward pass, of the values that a kind is about, if
@@ -312,28 +319,25 @@ func (w *workspace) findUnusualAside(s *samples, n int) {
 		end := min(j+mostSpan, n)
 		extent, firsts := w.channels.extent[j:end], values[at[0]+j:end+at[0]]
 		w.largestSampled(values[j:], at, extent)
-		tiny, kind, small := w.channels.tiny[j:end], s.kind, false
-		for i, v := range extent[:len(tiny)] {
-			switch most := math.Float32bits(v); {
-			case most-1 < tinyBits && kind != 0:
-				if !w.anyTiny {
-					w.beginTiny()
+		kind, small := s.kind, false
+		for i, v := range extent {
+			most := math.Float32bits(v)
+			if s.moments && (maySpread(most) || most >= largeBits) {
+				w.lookMoments(s, j+i, magnitudeBits(firsts[i]), most)
+			}
+			switch {
+			case kind == 0:
+			case most-1 < tinyBits:
+				w.addTiny(j+i, kind)
+			case most >= hugeBits:
+				if w.isHuge(j+i, kind, firsts[i], most) {
+					w.addTiny(j+i, kind)
 				}
-				tiny[i] |= kind
-			case most >= hugeBits && kind == tinyGradients: // isHuge looks no further
-				if most < infinityBits && magnitudeBits(firsts[i]) >= hugeBits {
-					if !w.anyTiny {
-						w.beginTiny()
-					}
-					tiny[i] |= kind
-				}
-			case most >= hugeBits || s.moments && (maySpread(most) || most >= largeBits):
-				w.lookAt(s, j+i, firsts[i], most)
 			case most-1 < smallFirstBits:
 				small = true
 			}
 		}
-		if small && kind != 0 {
+		if small {
 			w.findTinyProducts(s, j, end)
 		}
 		j = end
@@ -379,10 +383,7 @@ func (w *workspace) findTinyProducts(s *samples, c, end int) {
 			continue
 		}
 		if s.kind == tinyGradients && isTinyProduct(most, other, tinyProductBits) || w.hasTinyProducts(c+i, s.kind, most, other) {
-			if !w.anyTiny {
-				w.beginTiny()
-			}
-			w.channels.tiny[c+i] |= s.kind
+			w.addTiny(c+i, s.kind)
 		}
 	}
 }
