@@ -2,6 +2,7 @@ package batchnorm
 
 import (
 	"math"
+	"math/bits"
 	"slices"
 )
 
@@ -21,6 +22,7 @@ type tinyColumns struct {
 	factors []float64  // of x-m in z
 	records []record64 // one for 8 columns
 	masks   []float32  // of columns: all ones where nothing is tiny
+	tiny    []byte     // of 8 columns: a bit for each where something is
 	coef    []float32  // the records of columns in spans for the kernels in float64
 	own     []float32  // its memory, unless it is the workspace's
 }
@@ -64,7 +66,7 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 	padded := roundUp(width, lanes)
 	if len(t.masks) < padded {
 		t.masks, t.factors, t.records = make([]float32, padded), make([]float64, padded), make([]record64, padded/lanes)
-		t.own = make([]float32, padded*coefLen)
+		t.own, t.tiny = make([]float32, padded*coefLen), make([]byte, padded/lanes)
 	}
 	if t.coef = t.own; t.all {
 		t.coef = w.coef
@@ -97,6 +99,9 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 		keep(t.masks[end:min(end+heldTogether, padded)])
 	}
 }
+
+// allKept has the masks of 8 columns that are not tiny.
+var allKept = func() (masks [lanes]float32) { keep(masks[:]); return masks }()
 
 // keep sets masks of columns that are not tiny.
 func keep(masks []float32) { fill(masks, math.Float32frombits(math.MaxUint32)) }
@@ -134,15 +139,22 @@ func (w *workspace) unsetTinyColumns() {
 // which their own way needs.
 func (w *workspace) setMasks(kinds []byte, s tinySpan) {
 	t := &w.tinyColumns
-	for j := s.first; j < s.end; j++ {
-		switch kind := kinds[w.channelOf(j)]; {
-		case kind&^wideOutputs == 0:
-			t.masks[j] = math.Float32frombits(math.MaxUint32)
-			continue
-		case kind&wideOutputs == 0:
-			w.coef[j/lanes*lanes*coefLen+fieldN*lanes+j%lanes] = float32(math.NaN())
+	for j := s.first; j < s.end; j += lanes {
+		*(*[lanes]float32)(t.masks[j:]) = allKept
+		tiny := byte(0)
+		for v := w.eightKinds(kinds, j, s.end-j); v != 0; {
+			l := bits.TrailingZeros64(v) / 8
+			kind := byte(v >> (8 * l))
+			v &^= math.MaxUint8 << (8 * l)
+			if kind&^wideOutputs == 0 {
+				continue
+			}
+			t.masks[j+l], tiny = 0, tiny|1<<l
+			if kind&wideOutputs == 0 {
+				w.coef[j*coefLen+fieldN*lanes+l] = float32(math.NaN())
+			}
 		}
-		t.masks[j] = 0
+		t.tiny[j/lanes] = tiny
 	}
 }
 
@@ -309,35 +321,44 @@ func (w *workspace) sumSpan64(buf *buffers, s tinySpan, j, r0, r1 int, held []fl
 // which begin with column c. They are added once in a window, whatever rows are summed at a time, so
 // that neither other columns nor the columns of a task change a bit. Those of the buffer begin with column j.
 func (w *workspace) addSpan64(buf *buffers, sums *columnSums, s tinySpan, j, c int) {
-	all, t := s.sums64(buf, j), &w.tinyColumns
-	i, n, first := 0, s.len(), s.first-c
-	for ; !s.mixed && i+lanes <= n; i += lanes {
+	all, first := s.sums64(buf, j), s.first-c
+	for i := 0; i < s.len(); i += lanes {
 		from := (*[sumLen]float64)(all[2*i:])
-		a, b := (*[lanes]float64)(sums.a[first+i:]), (*[lanes]float64)(sums.b[first+i:])
-		for l := range a {
+		a, b, tiny := sums.a[first+i:], sums.b[first+i:], w.tinyOfEight(s, i)
+		if tiny == math.MaxUint8 {
+			a, b := (*[lanes]float64)(a), (*[lanes]float64)(b)
+			for l := range a {
+				a[l] += from[l]
+				b[l] += from[lanes+l]
+			}
+			continue
+		}
+		for ; tiny != 0; tiny &= tiny - 1 { // others are NaN
+			l := bits.TrailingZeros8(tiny)
 			a[l] += from[l]
 			b[l] += from[lanes+l]
 		}
 	}
-	for ; i < n; i++ {
-		if s.mixed && t.masks[s.first+i] != 0 { // NaN
-			continue
-		}
-		at := i/lanes*sumLen + i%lanes
-		sums.a[first+i] += all[at]
-		sums.b[first+i] += all[at+lanes]
+}
+
+// tinyOfEight returns a bit for each of the columns of a vector of a span where something is tiny, from column i of the
+// span on.
+func (w *workspace) tinyOfEight(s tinySpan, i int) byte {
+	if s.mixed {
+		return w.tinyColumns.tiny[(s.first+i)/lanes]
 	}
+	return byte(1<<min(lanes, s.len()-i) - 1)
 }
 
 // dropTiny removes the float32 sums of the columns of a span where something is tiny. The sums begin
 // with column c.
 func (w *workspace) dropTiny(sums *columnSums, s tinySpan, c int) {
-	for j := s.first; j < s.end; j++ {
-		if s.mixed && w.tinyColumns.masks[j] != 0 {
-			continue
+	for i := 0; i < s.len(); i += lanes {
+		acc := (*[sumLen]float32)(sums.acc[2*(s.first-c+i):])
+		for tiny := w.tinyOfEight(s, i); tiny != 0; tiny &= tiny - 1 {
+			l := bits.TrailingZeros8(tiny)
+			acc[l], acc[lanes+l] = 0, 0
 		}
-		at := (j-c)/lanes*sumLen + (j-c)%lanes
-		sums.acc[at], sums.acc[at+lanes] = 0, 0
 	}
 }
 

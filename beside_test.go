@@ -322,6 +322,56 @@ func TestSpans(t *testing.T) {
 	}
 }
 
+// TestColumnsAlike: vectors of columns are alike if they have the same kinds, and if some have none in all of them.
+func TestColumnsAlike(t *testing.T) {
+	const g, x = tinyGradients, tinyDeviations
+	same := func(kind byte, n int) (v []byte) {
+		for range n {
+			v = append(v, kind)
+		}
+		return v
+	}
+	of := slices.Concat[[]byte]
+	for _, c := range []struct {
+		kinds []byte
+		j     int
+		kind  byte
+		next  int
+	}{
+		{same(0, 40), 0, 0, 40},
+		{same(0, 13), 8, 0, 13},
+		{of(same(0, 35), same(g, 5)), 0, 0, 32},
+		{of(same(0, 35), same(g, 5)), 32, g | mixedKinds, 40},
+		{same(g, 40), 8, g, 40},
+		{same(g, 13), 0, g, 13}, // a missing column is of any kind
+		{same(g, 13), 8, g, 13},
+		{of(same(g, 12), same(0, 1)), 0, g, 8},
+		{of(same(g, 12), same(0, 1)), 8, g | mixedKinds, 13},
+		{of(same(g, 16), same(x, 8)), 0, g, 16},
+		{of(same(g, 1), same(x, 8), same(g, 6)), 0, g | x, 15},          // in any order
+		{of(same(0, 1), same(x, 9), same(0, 6)), 0, x | mixedKinds, 16}, // wherever they are
+		{of(same(0, 1), same(x, 9), same(0, 14)), 0, x | mixedKinds, 16},
+		{same(g, 2*mostSpan), 0, g, mostSpan},
+		{same(0, 2*mostSpan+3), 8, 0, 2*mostSpan + 3},
+	} {
+		n := len(c.kinds)
+		w := workspace{geo: &geometry{width: n, channels: n}}
+		if kind, next := w.columnsAlike(c.kinds, c.j, n); kind != c.kind || next != c.next {
+			t.Errorf("%v, from %d: kind %d to %d, want %d to %d", c.kinds, c.j, kind, next, c.kind, c.next)
+		}
+		var twice []byte // channels of two columns are like two channels
+		for _, kind := range c.kinds {
+			twice = append(twice, kind, kind)
+		}
+		w.geo = &geometry{width: 2 * n, channels: 2 * n}
+		kind, next := w.columnsAlike(twice, 2*c.j, 2*n)
+		w.geo = &geometry{width: 2 * n, channels: n, fold: 1, unit: 2}
+		if k, end := w.columnsAlike(c.kinds, 2*c.j, 2*n); k != kind || end != next {
+			t.Errorf("%v, two columns each, from %d: kind %d to %d, want %d to %d", c.kinds, 2*c.j, k, end, kind, next)
+		}
+	}
+}
+
 // TestStreams: a kernel of columns has non-temporal stores where they write whole cache lines, or rows without gaps.
 func TestStreams(t *testing.T) {
 	all := make([]float32, 128)

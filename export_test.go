@@ -86,6 +86,7 @@ func (p *Plans) SoilScratch() {
 		soil(w.tinyColumns.masks, float32(math.NaN()))
 		soil(w.tinyColumns.factors, math.NaN())
 		soil(w.tinyColumns.own, float32(math.NaN()))
+		soil(w.tinyColumns.tiny, 0xff)
 	}
 	for _, s := range p.scratch.rows.free {
 		soil(s.sums, math.NaN())

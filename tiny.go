@@ -421,20 +421,9 @@ func (w *workspace) tinyRun(c, c1 int) (tiny bool, end int) {
 // channels, and mixedKinds if there are columns of none as well.
 func (w *workspace) kindOfColumns(kinds []byte, j, n int) (kind byte) {
 	none := false
-	if w.geo.width == w.geo.channels && n%lanes == 0 {
-		all := uint64(0)
-		for end := j + n; j < end; j += lanes {
-			v := binary.LittleEndian.Uint64(kinds[j:])
-			all, none = all|v, none || !noByteZero(v)
-		}
-		all |= all >> 32
-		all |= all >> 16
-		kind = byte(all | all>>8)
-	} else {
-		for ; n > 0; j, n = j+1, n-1 {
-			k := kinds[w.channelOf(j)]
-			kind, none = kind|k, none || k == 0
-		}
+	for ; n > 0; j, n = j+lanes, n-lanes {
+		k := kindOf(w.eightKinds(kinds, j, n), n)
+		kind, none = kind|k, none || k == 0
 	}
 	if none && kind != 0 {
 		kind |= mixedKinds
@@ -442,22 +431,32 @@ func (w *workspace) kindOfColumns(kinds []byte, j, n int) (kind byte) {
 	return kind
 }
 
+// kindOf is kindOfColumns for a vector of n columns, or of 8 if these are fewer. v has their kinds.
+func kindOf(v uint64, n int) (kind byte) {
+	all := v | v>>32
+	all |= all >> 16
+	if kind = byte(all | all>>8); kind != 0 && !noByteZero(v|math.MaxUint64<<(8*min(n, lanes))) {
+		kind |= mixedKinds
+	}
+	return kind
+}
+
+// eightKinds returns the kinds of the 8 columns from column j on, the first in the lowest byte. There are n columns:
+// the kinds of missing ones are 0.
+func (w *workspace) eightKinds(kinds []byte, j, n int) (v uint64) {
+	if n >= lanes && w.geo.width == w.geo.channels {
+		return ofEight(kinds[j:])
+	}
+	for l := range min(n, lanes) {
+		v |= uint64(kinds[w.channelOf(j+l)]) << (8 * l)
+	}
+	return v
+}
+
 // eachByte is 1 in each byte.
 const eachByte = math.MaxUint64 / math.MaxUint8
 
 func noByteZero(v uint64) bool { return (v-eachByte)&^v&(eachByte<<7) == 0 }
-
-// firstKind returns the first of the columns from j to end-1 whose channel is of a kind, and end
-// if there is none.
-func (w *workspace) firstKind(kinds []byte, j, end int) int {
-	if w.geo.width == w.geo.channels {
-		return j + firstSet(kinds[j:end], kinds[j:end])
-	}
-	for j < end && kinds[w.channelOf(j)] == 0 {
-		j++
-	}
-	return j
-}
 
 // firstSet returns the first index at which one of two lists of the same length is not 0, or their
 // length.
@@ -489,22 +488,17 @@ func ofEight(list []byte) uint64 { return binary.LittleEndian.Uint64(list) }
 // columnsAlike returns the kind of the columns from column j on, and the end of those that
 // are alike, in vectors. Those that are not all 0 are at most mostSpan.
 func (w *workspace) columnsAlike(kinds []byte, j, end int) (kind byte, next int) {
-	if first := w.firstKind(kinds, j, end); first >= j+lanes {
-		return 0, j + (first-j)/lanes*lanes
-	} else if first == end {
-		return 0, end
+	first := w.eightKinds(kinds, j, end-j)
+	kind, next = kindOf(first, end-j), min(j+lanes, end)
+	if first == 0 && w.geo.width == w.geo.channels { // there may be many
+		next += firstSet(kinds[next:end], kinds[next:end]) / lanes * lanes
 	}
-	kind = w.kindOfColumns(kinds, j, min(lanes, end-j))
-	next = min(j+lanes, end)
-	if w.geo.width == w.geo.channels && kind < mixedKinds { // quickly, where all are alike
-		for v := uint64(kind) * eachByte; next+lanes <= end && next-j < mostSpan && binary.LittleEndian.Uint64(kinds[next:]) == v; {
-			next += lanes
+	for ; next < end && (kind == 0 || next-j < mostSpan); next += lanes {
+		if v := w.eightKinds(kinds, next, end-next); v != first && kindOf(v, end-next) != kind {
+			break
 		}
 	}
-	for next < end && next-j < mostSpan && w.kindOfColumns(kinds, next, min(lanes, end-next)) == kind {
-		next = min(next+lanes, end)
-	}
-	return kind, next
+	return kind, min(next, end)
 }
 
 // ---- blocks
