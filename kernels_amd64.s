@@ -16653,27 +16653,22 @@ TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_shift(R14), BX
 	MOVQ channelArgs_sumA(R14), CX
 	MOVQ channelArgs_sumB(R14), DX
-	LEAQ channelArgs_weight(R14), SI
-	VBROADCASTSD (SI), Y0
-	LEAQ channelArgs_cross(R14), SI
-	VBROADCASTSD (SI), Y1
+	VBROADCASTSD channelArgs_weight(R14), Y0
+	VBROADCASTSD channelArgs_cross(R14), Y1
 	MOVQ channelArgs_n(R14), DI
 channels1:
 	VCVTPS2PD (AX), Y4
 	VCVTPS2PD 16(AX), Y5
 	VCVTPS2PD 32(AX), Y6
 	VCVTPS2PD 48(AX), Y7
-	MOVQ channelArgs_inverse(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_inverse(R14), $0
 	JEQ divide2
-	LEAQ channelArgs_inverse(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_inverse(R14), Y14
 	VMULPD Y14, Y4, Y2
 	VMULPD Y14, Y5, Y3
 	JMP divided3
 divide2:
-	LEAQ channelArgs_count(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_count(R14), Y14
 	VDIVPD Y14, Y4, Y2
 	VDIVPD Y14, Y5, Y3
 divided3:
@@ -16825,27 +16820,22 @@ TEXT ·foldReducedChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_shift(R14), CX
 	MOVQ channelArgs_sumA(R14), DX
 	MOVQ channelArgs_sumB(R14), SI
-	LEAQ channelArgs_weight(R14), DI
-	VBROADCASTSD (DI), Y0
-	LEAQ channelArgs_cross(R14), DI
-	VBROADCASTSD (DI), Y1
+	VBROADCASTSD channelArgs_weight(R14), Y0
+	VBROADCASTSD channelArgs_cross(R14), Y1
 	MOVQ channelArgs_n(R14), R8
 channels1:
 	VMOVUPS (AX), Y4
 	VMOVUPS 32(AX), Y5
 	VMOVUPS (BX), Y6
 	VMOVUPS 32(BX), Y7
-	MOVQ channelArgs_inverse(R14), DI
-	SUBQ $0, DI
+	CMPQ channelArgs_inverse(R14), $0
 	JEQ divide2
-	LEAQ channelArgs_inverse(R14), DI
-	VBROADCASTSD (DI), Y14
+	VBROADCASTSD channelArgs_inverse(R14), Y14
 	VMULPD Y14, Y4, Y2
 	VMULPD Y14, Y5, Y3
 	JMP divided3
 divide2:
-	LEAQ channelArgs_count(R14), DI
-	VBROADCASTSD (DI), Y14
+	VBROADCASTSD channelArgs_count(R14), Y14
 	VDIVPD Y14, Y4, Y2
 	VDIVPD Y14, Y5, Y3
 divided3:
@@ -16917,17 +16907,14 @@ TEXT ·probeChannels<>(SB), NOSPLIT, $0-16
 channels1:
 	VCVTPS2PD (AX), Y0
 	VCVTPS2PD 16(AX), Y1
-	MOVQ channelArgs_inverse(R14), CX
-	SUBQ $0, CX
+	CMPQ channelArgs_inverse(R14), $0
 	JEQ divide2
-	LEAQ channelArgs_inverse(R14), CX
-	VBROADCASTSD (CX), Y14
+	VBROADCASTSD channelArgs_inverse(R14), Y14
 	VMULPD Y14, Y0, Y0
 	VMULPD Y14, Y1, Y1
 	JMP divided3
 divide2:
-	LEAQ channelArgs_count(R14), CX
-	VBROADCASTSD (CX), Y14
+	VBROADCASTSD channelArgs_count(R14), Y14
 	VDIVPD Y14, Y0, Y0
 	VDIVPD Y14, Y1, Y1
 divided3:
@@ -16983,10 +16970,8 @@ TEXT ·mergeChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_sumB(R14), BX
 	MOVQ channelArgs_otherA(R14), CX
 	MOVQ channelArgs_otherB(R14), DX
-	LEAQ channelArgs_weight(R14), SI
-	VBROADCASTSD (SI), Y0
-	LEAQ channelArgs_cross(R14), SI
-	VBROADCASTSD (SI), Y1
+	VBROADCASTSD channelArgs_weight(R14), Y0
+	VBROADCASTSD channelArgs_cross(R14), Y1
 	MOVQ channelArgs_n(R14), SI
 channels1:
 	VMOVUPS (CX), Y2
@@ -17075,14 +17060,10 @@ TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	MOVQ $0, BX
 	MOVQ $0, CX
 	MOVQ channelArgs_step(R14), DX
-	LEAQ channelArgs_epsilon(R14), DI
-	VBROADCASTSD (DI), Y0
-	LEAQ channelArgs_weight(R14), DI
-	VBROADCASTSD (DI), Y1
-	LEAQ channelArgs_cross(R14), DI
-	VBROADCASTSD (DI), Y2
-	LEAQ channelArgs_correction(R14), DI
-	VBROADCASTSD (DI), Y3
+	VBROADCASTSD channelArgs_epsilon(R14), Y0
+	VBROADCASTSD channelArgs_weight(R14), Y1
+	VBROADCASTSD channelArgs_cross(R14), Y2
+	VBROADCASTSD channelArgs_correction(R14), Y3
 	MOVQ channelArgs_n(R14), DI
 	VMOVUPS constants<>+64(SB), Y13
 channels1:
@@ -17090,17 +17071,14 @@ channels1:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	MOVQ channelArgs_inverse(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_inverse(R14), $0
 	JEQ divide3
-	LEAQ channelArgs_inverse(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_inverse(R14), Y14
 	VMULPD Y14, Y6, Y6
 	VMULPD Y14, Y7, Y7
 	JMP divided4
 divide3:
-	LEAQ channelArgs_count(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_count(R14), Y14
 	VDIVPD Y14, Y6, Y6
 	VDIVPD Y14, Y7, Y7
 divided4:
@@ -17118,8 +17096,7 @@ divided4:
 	VCMPPS $0x12, Y10, Y10, Y11
 	VORPS Y11, Y13, Y13
 unwanted5:
-	LEAQ channelArgs_leastSum(R14), SI
-	VBROADCASTSS (SI), Y14
+	VBROADCASTSS channelArgs_leastSum(R14), Y14
 	VCMPPS $0x1e, Y14, Y10, Y12
 	VCMPPD $0x12, constants<>+128(SB), Y6, Y4
 	VANDNPS Y6, Y4, Y6
@@ -17139,8 +17116,7 @@ unwanted5:
 	VCVTPD2PSY Y8, X4
 	VCVTPD2PSY Y9, X5
 	VINSERTF128 $1, X5, Y4, Y4
-	LEAQ channelArgs_leastInvStd(R14), SI
-	VBROADCASTSS (SI), Y14
+	VBROADCASTSS channelArgs_leastInvStd(R14), Y14
 	VCMPPS $0x1e, Y14, Y4, Y4
 	VANDPS Y4, Y12, Y12
 	MOVQ channelArgs_invstd(R14), SI
@@ -17233,17 +17209,14 @@ unwanted7:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	MOVQ channelArgs_inverse(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_inverse(R14), $0
 	JEQ divide9
-	LEAQ channelArgs_inverse(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_inverse(R14), Y14
 	VMULPD Y14, Y6, Y6
 	VMULPD Y14, Y7, Y7
 	JMP divided10
 divide9:
-	LEAQ channelArgs_count(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_count(R14), Y14
 	VDIVPD Y14, Y6, Y6
 	VDIVPD Y14, Y7, Y7
 divided10:
@@ -17259,13 +17232,11 @@ divided10:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8
 	VMOVUPS 32(SI), Y9
-	LEAQ channelArgs_large(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_large(R14), Y14
 	VCMPPD $0x1d, Y14, Y8, Y8
 	VORPS Y8, Y4, Y4
 	VXORPS Y8, Y8, Y8
-	LEAQ channelArgs_large(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_large(R14), Y14
 	VCMPPD $0x1d, Y14, Y9, Y9
 	VORPS Y9, Y5, Y5
 	VXORPS Y9, Y9, Y9
@@ -17276,16 +17247,14 @@ divided10:
 	VCVTPS2PD (SI), Y8
 	VCVTPS2PD 16(SI), Y9
 unwanted11:
-	LEAQ channelArgs_settled(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_settled(R14), Y14
 	VORPS Y14, Y4, Y4
 	VCMPPD $0x12, constants<>+384(SB), Y8, Y8
 	VCMPPD $0x1d, Y6, Y6, Y10
 	VORPS Y10, Y8, Y8
 	VANDNPS Y8, Y4, Y4
 	VANDNPS Y12, Y4, Y12
-	LEAQ channelArgs_settled(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_settled(R14), Y14
 	VORPS Y14, Y5, Y5
 	VCMPPD $0x12, constants<>+384(SB), Y9, Y9
 	VCMPPD $0x1d, Y7, Y7, Y11
@@ -17309,8 +17278,7 @@ unwanted11:
 	VCMPPD $0x1d, Y8, Y8, Y11
 	VANDPS Y11, Y10, Y10
 	VCMPPD $0x12, constants<>+384(SB), Y4, Y4
-	LEAQ channelArgs_close(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_close(R14), Y14
 	VCMPPD $0x1d, Y14, Y8, Y11
 	VANDPS Y4, Y11, Y11
 	VANDNPS Y10, Y11, Y10
@@ -17320,8 +17288,7 @@ unwanted11:
 	VCMPPD $0x1d, Y9, Y9, Y11
 	VANDPS Y11, Y10, Y10
 	VCMPPD $0x12, constants<>+384(SB), Y5, Y5
-	LEAQ channelArgs_close(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_close(R14), Y14
 	VCMPPD $0x1d, Y14, Y9, Y11
 	VANDPS Y5, Y11, Y11
 	VANDNPS Y10, Y11, Y10
@@ -17332,8 +17299,7 @@ unwanted11:
 	VCMPPD $0x12, constants<>+480(SB), Y10, Y11
 	VCMPPD $0x12, constants<>+0(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
-	LEAQ channelArgs_precise(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_precise(R14), Y14
 	VANDNPS Y11, Y14, Y11
 	VANDNPS Y12, Y11, Y12
 	VANDPS constants<>+416(SB), Y9, Y10
@@ -17342,8 +17308,7 @@ unwanted11:
 	VCMPPD $0x12, constants<>+480(SB), Y10, Y11
 	VCMPPD $0x12, constants<>+0(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
-	LEAQ channelArgs_precise(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_precise(R14), Y14
 	VANDNPS Y11, Y14, Y11
 	VANDNPS Y12, Y11, Y12
 	VANDPS constants<>+416(SB), Y6, Y10
@@ -17352,8 +17317,7 @@ unwanted11:
 	VCMPPD $0x12, constants<>+544(SB), Y10, Y11
 	VCMPPD $0x12, constants<>+0(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
-	LEAQ channelArgs_precise(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_precise(R14), Y14
 	VANDNPS Y11, Y14, Y11
 	VANDNPS Y12, Y11, Y12
 	VANDPS constants<>+416(SB), Y7, Y10
@@ -17362,8 +17326,7 @@ unwanted11:
 	VCMPPD $0x12, constants<>+544(SB), Y10, Y11
 	VCMPPD $0x12, constants<>+0(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
-	LEAQ channelArgs_precise(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_precise(R14), Y14
 	VANDNPS Y11, Y14, Y11
 	VANDNPS Y12, Y11, Y12
 	VXORPS constants<>+64(SB), Y12, Y12
@@ -17430,10 +17393,8 @@ TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVQ $0, BX
 	MOVQ $0, CX
 	MOVQ channelArgs_step(R14), DX
-	LEAQ channelArgs_epsilon(R14), DI
-	VBROADCASTSD (DI), Y0
-	LEAQ channelArgs_settled(R14), DI
-	VBROADCASTSD (DI), Y1
+	VBROADCASTSD channelArgs_epsilon(R14), Y0
+	VBROADCASTSD channelArgs_settled(R14), Y1
 	MOVQ channelArgs_n(R14), DI
 channels1:
 	CMPQ channelArgs_running(R14), $0
@@ -17569,8 +17530,7 @@ unwanted3:
 	VCMPPD $0x1d, Y6, Y6, Y9
 	VANDPS Y9, Y8, Y8
 	VCMPPD $0x12, constants<>+384(SB), Y2, Y2
-	LEAQ channelArgs_close(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_close(R14), Y14
 	VCMPPD $0x1d, Y14, Y6, Y9
 	VANDPS Y2, Y9, Y9
 	VANDNPS Y8, Y9, Y8
@@ -17580,8 +17540,7 @@ unwanted3:
 	VCMPPD $0x1d, Y7, Y7, Y9
 	VANDPS Y9, Y8, Y8
 	VCMPPD $0x12, constants<>+384(SB), Y3, Y3
-	LEAQ channelArgs_close(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_close(R14), Y14
 	VCMPPD $0x1d, Y14, Y7, Y9
 	VANDPS Y3, Y9, Y9
 	VANDNPS Y8, Y9, Y8
@@ -17592,8 +17551,7 @@ unwanted3:
 	VCMPPD $0x12, constants<>+480(SB), Y8, Y9
 	VCMPPD $0x12, constants<>+0(SB), Y8, Y8
 	VANDNPS Y9, Y8, Y9
-	LEAQ channelArgs_precise(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_precise(R14), Y14
 	VANDNPS Y9, Y14, Y9
 	VANDNPS Y10, Y9, Y10
 	VANDPS constants<>+416(SB), Y7, Y8
@@ -17602,8 +17560,7 @@ unwanted3:
 	VCMPPD $0x12, constants<>+480(SB), Y8, Y9
 	VCMPPD $0x12, constants<>+0(SB), Y8, Y8
 	VANDNPS Y9, Y8, Y9
-	LEAQ channelArgs_precise(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_precise(R14), Y14
 	VANDNPS Y9, Y14, Y9
 	VANDNPS Y10, Y9, Y10
 	VANDPS constants<>+416(SB), Y4, Y8
@@ -17612,8 +17569,7 @@ unwanted3:
 	VCMPPD $0x12, constants<>+544(SB), Y8, Y9
 	VCMPPD $0x12, constants<>+0(SB), Y8, Y8
 	VANDNPS Y9, Y8, Y9
-	LEAQ channelArgs_precise(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_precise(R14), Y14
 	VANDNPS Y9, Y14, Y9
 	VANDNPS Y10, Y9, Y10
 	VANDPS constants<>+416(SB), Y5, Y8
@@ -17622,8 +17578,7 @@ unwanted3:
 	VCMPPD $0x12, constants<>+544(SB), Y8, Y9
 	VCMPPD $0x12, constants<>+0(SB), Y8, Y8
 	VANDNPS Y9, Y8, Y9
-	LEAQ channelArgs_precise(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_precise(R14), Y14
 	VANDNPS Y9, Y14, Y9
 	VANDNPS Y10, Y9, Y10
 	VXORPS constants<>+64(SB), Y10, Y10
@@ -17646,8 +17601,7 @@ TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	MOVQ $0, BX
 	MOVQ $0, CX
 	MOVQ channelArgs_step(R14), DX
-	LEAQ channelArgs_count(R14), DI
-	VBROADCASTSD (DI), Y0
+	VBROADCASTSD channelArgs_count(R14), Y0
 	MOVQ channelArgs_n(R14), DI
 	VMULPD constants<>+608(SB), Y0, Y13
 	VCVTPD2PSY Y13, X1
@@ -17719,31 +17673,25 @@ unwanted3:
 unwanted4:
 	VMULPD Y6, Y4, Y4
 	VMULPD Y7, Y5, Y5
-	MOVQ channelArgs_inverse(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_inverse(R14), $0
 	JEQ divide5
-	LEAQ channelArgs_inverse(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_inverse(R14), Y14
 	VMULPD Y14, Y4, Y4
 	VMULPD Y14, Y5, Y5
 	JMP divided6
 divide5:
-	LEAQ channelArgs_count(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_count(R14), Y14
 	VDIVPD Y14, Y4, Y4
 	VDIVPD Y14, Y5, Y5
 divided6:
-	MOVQ channelArgs_inverse(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_inverse(R14), $0
 	JEQ divide7
-	LEAQ channelArgs_inverse(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_inverse(R14), Y14
 	VMULPD Y14, Y2, Y2
 	VMULPD Y14, Y3, Y3
 	JMP divided8
 divide7:
-	LEAQ channelArgs_count(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_count(R14), Y14
 	VDIVPD Y14, Y2, Y2
 	VDIVPD Y14, Y3, Y3
 divided8:
@@ -17793,8 +17741,7 @@ unwanted9:
 	VORPS Y10, Y8, Y8
 	VANDPS constants<>+416(SB), Y8, Y8
 	VCMPPD $0x12, constants<>+0(SB), Y8, Y8
-	LEAQ channelArgs_trusted(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_trusted(R14), Y14
 	VCMPPD $0x1d, Y6, Y14, Y10
 	VANDPS Y10, Y8, Y8
 	VCMPPD $0x1d, Y6, Y6, Y10
@@ -17802,8 +17749,7 @@ unwanted9:
 	VORPS Y11, Y9, Y9
 	VANDPS constants<>+416(SB), Y9, Y9
 	VCMPPD $0x12, constants<>+0(SB), Y9, Y9
-	LEAQ channelArgs_trusted(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_trusted(R14), Y14
 	VCMPPD $0x1d, Y7, Y14, Y11
 	VANDPS Y11, Y9, Y9
 	VCMPPD $0x1d, Y7, Y7, Y11
@@ -17843,8 +17789,7 @@ unwanted9:
 	VMOVUPS (SI), Y6
 	VMULPD Y6, Y0, Y10
 	VMULPD constants<>+768(SB), Y10, Y10
-	LEAQ channelArgs_trusted(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_trusted(R14), Y14
 	VCMPPD $0x1d, Y6, Y14, Y7
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
@@ -17865,8 +17810,7 @@ unwanted9:
 	VCMPPD $0x12, constants<>+384(SB), Y11, Y11
 	VANDPS Y11, Y10, Y10
 	VCMPPD $0x1d, Y6, Y6, Y11
-	LEAQ channelArgs_settled(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_settled(R14), Y14
 	VANDNPS Y11, Y14, Y11
 	VANDNPS Y11, Y10, Y10
 	VANDNPS Y12, Y10, Y12
@@ -17875,8 +17819,7 @@ unwanted9:
 	VMOVUPS 32(SI), Y6
 	VMULPD Y6, Y0, Y10
 	VMULPD constants<>+768(SB), Y10, Y10
-	LEAQ channelArgs_trusted(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_trusted(R14), Y14
 	VCMPPD $0x1d, Y6, Y14, Y7
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
@@ -17897,8 +17840,7 @@ unwanted9:
 	VCMPPD $0x12, constants<>+384(SB), Y11, Y11
 	VANDPS Y11, Y10, Y10
 	VCMPPD $0x1d, Y6, Y6, Y11
-	LEAQ channelArgs_settled(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_settled(R14), Y14
 	VANDNPS Y11, Y14, Y11
 	VANDNPS Y11, Y10, Y10
 	VANDNPS Y12, Y10, Y12
@@ -18024,12 +17966,9 @@ TEXT ·trackChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
 	MOVQ channelArgs_running(R14), AX
 	MOVQ channelArgs_mean(R14), BX
-	LEAQ channelArgs_weight(R14), CX
-	VBROADCASTSD (CX), Y0
-	LEAQ channelArgs_cross(R14), CX
-	VBROADCASTSD (CX), Y1
-	LEAQ channelArgs_count(R14), CX
-	VBROADCASTSD (CX), Y2
+	VBROADCASTSD channelArgs_weight(R14), Y0
+	VBROADCASTSD channelArgs_cross(R14), Y1
+	VBROADCASTSD channelArgs_count(R14), Y2
 	MOVQ channelArgs_n(R14), CX
 channels1:
 	VCVTPS2PD (AX), Y3
@@ -18061,8 +18000,7 @@ TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_shift(R14), BX
 	MOVQ channelArgs_sumA(R14), CX
 	MOVQ channelArgs_sumB(R14), DX
-	LEAQ channelArgs_large(R14), DI
-	VBROADCASTSD (DI), Y14
+	VBROADCASTSD channelArgs_large(R14), Y14
 	VCVTPD2PSY Y14, X11
 	VCVTPD2PSY Y14, X14
 	VINSERTF128 $1, X14, Y11, Y11
@@ -18111,17 +18049,14 @@ done10:
 	VCVTPS2PD X4, Y3
 	VEXTRACTF128 $1, Y4, X4
 	VCVTPS2PD X4, Y4
-	MOVQ channelArgs_probeInverse(R14), DI
-	SUBQ $0, DI
+	CMPQ channelArgs_probeInverse(R14), $0
 	JEQ divide11
-	LEAQ channelArgs_probeInverse(R14), DI
-	VBROADCASTSD (DI), Y14
+	VBROADCASTSD channelArgs_probeInverse(R14), Y14
 	VMULPD Y14, Y3, Y3
 	VMULPD Y14, Y4, Y4
 	JMP divided12
 divide11:
-	LEAQ channelArgs_probeCount(R14), DI
-	VBROADCASTSD (DI), Y14
+	VBROADCASTSD channelArgs_probeCount(R14), Y14
 	VDIVPD Y14, Y3, Y3
 	VDIVPD Y14, Y4, Y4
 divided12:
@@ -18176,17 +18111,14 @@ probe646:
 	ADDQ $8, SI
 	SUBQ $1, R8
 	JNE probe646
-	MOVQ channelArgs_probeInverse(R14), DI
-	SUBQ $0, DI
+	CMPQ channelArgs_probeInverse(R14), $0
 	JEQ divide13
-	LEAQ channelArgs_probeInverse(R14), DI
-	VBROADCASTSD (DI), Y14
+	VBROADCASTSD channelArgs_probeInverse(R14), Y14
 	VMULPD Y14, Y3, Y3
 	VMULPD Y14, Y4, Y4
 	JMP divided14
 divide13:
-	LEAQ channelArgs_probeCount(R14), DI
-	VBROADCASTSD (DI), Y14
+	VBROADCASTSD channelArgs_probeCount(R14), Y14
 	VDIVPD Y14, Y3, Y3
 	VDIVPD Y14, Y4, Y4
 divided14:
@@ -18280,8 +18212,7 @@ row644:
 	VCVTPS2PD X12, Y9
 	VEXTRACTF128 $1, Y12, X10
 	VCVTPS2PD X10, Y10
-	LEAQ channelArgs_count(R14), DI
-	VBROADCASTSD (DI), Y14
+	VBROADCASTSD channelArgs_count(R14), Y14
 	VMULPD Y14, Y9, Y7
 	VMULPD Y14, Y10, Y8
 	VADDPD Y7, Y3, Y3
@@ -18290,17 +18221,14 @@ row644:
 	VMULPD Y4, Y10, Y8
 	VADDPD Y7, Y5, Y5
 	VADDPD Y8, Y6, Y6
-	MOVQ channelArgs_inverse(R14), DI
-	SUBQ $0, DI
+	CMPQ channelArgs_inverse(R14), $0
 	JEQ divide19
-	LEAQ channelArgs_inverse(R14), DI
-	VBROADCASTSD (DI), Y14
+	VBROADCASTSD channelArgs_inverse(R14), Y14
 	VMULPD Y14, Y3, Y7
 	VMULPD Y14, Y4, Y8
 	JMP divided20
 divide19:
-	LEAQ channelArgs_count(R14), DI
-	VBROADCASTSD (DI), Y14
+	VBROADCASTSD channelArgs_count(R14), Y14
 	VDIVPD Y14, Y3, Y7
 	VDIVPD Y14, Y4, Y8
 divided20:
@@ -18326,17 +18254,14 @@ summed2:
 	VCVTPS2PD X1, Y5
 	VEXTRACTF128 $1, Y1, X6
 	VCVTPS2PD X6, Y6
-	MOVQ channelArgs_inverse(R14), DI
-	SUBQ $0, DI
+	CMPQ channelArgs_inverse(R14), $0
 	JEQ divide21
-	LEAQ channelArgs_inverse(R14), DI
-	VBROADCASTSD (DI), Y14
+	VBROADCASTSD channelArgs_inverse(R14), Y14
 	VMULPD Y14, Y3, Y7
 	VMULPD Y14, Y4, Y8
 	JMP divided22
 divide21:
-	LEAQ channelArgs_count(R14), DI
-	VBROADCASTSD (DI), Y14
+	VBROADCASTSD channelArgs_count(R14), Y14
 	VDIVPD Y14, Y3, Y7
 	VDIVPD Y14, Y4, Y8
 divided22:
@@ -18352,26 +18277,21 @@ divided22:
 	SUBQ $0, R9
 	JEQ settled3
 	MOVQ $0, R9
-	LEAQ channelArgs_large(R14), DI
-	VBROADCASTSD (DI), Y14
+	VBROADCASTSD channelArgs_large(R14), Y14
 	VCMPPD $0x1d, Y14, Y5, Y3
 	VCMPPD $0x1d, Y14, Y6, Y4
-	MOVQ channelArgs_inverse(R14), DI
-	SUBQ $0, DI
+	CMPQ channelArgs_inverse(R14), $0
 	JEQ divide23
-	LEAQ channelArgs_inverse(R14), DI
-	VBROADCASTSD (DI), Y14
+	VBROADCASTSD channelArgs_inverse(R14), Y14
 	VMULPD Y14, Y5, Y0
 	VMULPD Y14, Y6, Y1
 	JMP divided24
 divide23:
-	LEAQ channelArgs_count(R14), DI
-	VBROADCASTSD (DI), Y14
+	VBROADCASTSD channelArgs_count(R14), Y14
 	VDIVPD Y14, Y5, Y0
 	VDIVPD Y14, Y6, Y1
 divided24:
-	LEAQ channelArgs_epsilon(R14), DI
-	VBROADCASTSD (DI), Y14
+	VBROADCASTSD channelArgs_epsilon(R14), Y14
 	VADDPD Y14, Y0, Y0
 	VADDPD Y14, Y1, Y1
 	VCMPPD $0x1d, constants<>+448(SB), Y0, Y0
@@ -18381,10 +18301,9 @@ divided24:
 	VCVTPD2PSY Y3, X9
 	VCVTPD2PSY Y4, X12
 	VINSERTF128 $1, X12, Y9, Y9
-	LEAQ channelArgs_retaken(R14), DI
-	VMOVUPS (DI), Y12
+	VMOVUPS channelArgs_retaken(R14), Y12
 	VPADDD Y9, Y12, Y12
-	VMOVUPS Y12, (DI)
+	VMOVUPS Y12, channelArgs_retaken(R14)
 	VCVTPS2PD X2, Y9
 	VEXTRACTF128 $1, Y2, X10
 	VCVTPS2PD X10, Y10
@@ -18492,31 +18411,25 @@ unwanted3:
 unwanted4:
 	VMULPD Y4, Y2, Y2
 	VMULPD Y5, Y3, Y3
-	MOVQ channelArgs_inverse(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_inverse(R14), $0
 	JEQ divide5
-	LEAQ channelArgs_inverse(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_inverse(R14), Y14
 	VMULPD Y14, Y2, Y2
 	VMULPD Y14, Y3, Y3
 	JMP divided6
 divide5:
-	LEAQ channelArgs_count(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_count(R14), Y14
 	VDIVPD Y14, Y2, Y2
 	VDIVPD Y14, Y3, Y3
 divided6:
-	MOVQ channelArgs_inverse(R14), SI
-	SUBQ $0, SI
+	CMPQ channelArgs_inverse(R14), $0
 	JEQ divide7
-	LEAQ channelArgs_inverse(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_inverse(R14), Y14
 	VMULPD Y14, Y0, Y0
 	VMULPD Y14, Y1, Y1
 	JMP divided8
 divide7:
-	LEAQ channelArgs_count(R14), SI
-	VBROADCASTSD (SI), Y14
+	VBROADCASTSD channelArgs_count(R14), Y14
 	VDIVPD Y14, Y0, Y0
 	VDIVPD Y14, Y1, Y1
 divided8:
@@ -18662,10 +18575,8 @@ TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_gamma(R14), DX
 	MOVQ channelArgs_beta(R14), SI
 	MOVQ channelArgs_running(R14), DI
-	LEAQ channelArgs_most(R14), BX
-	VBROADCASTSS (BX), Y1
-	LEAQ channelArgs_least(R14), BX
-	VBROADCASTSS (BX), Y2
+	VBROADCASTSS channelArgs_most(R14), Y1
+	VBROADCASTSS channelArgs_least(R14), Y2
 	VXORPS Y4, Y4, Y4
 	VCMPPS $0x12, Y4, Y4, Y0
 	VPSRLD $1, Y0, Y0
@@ -18706,8 +18617,7 @@ channels3:
 	VANDPS Y14, Y3, Y3
 	VTESTPS Y3, Y3
 	JEQ decided10
-	LEAQ channelArgs_tiny(R14), BX
-	VBROADCASTSS (BX), Y6
+	VBROADCASTSS channelArgs_tiny(R14), Y6
 	VCMPPS $0x12, Y6, Y4, Y6
 	MOVQ channelArgs_neg(R14), R9
 	SUBQ $0, R9
@@ -18729,8 +18639,7 @@ channels3:
 	VCMPPS $0x1e, Y14, Y7, Y8
 	VPMINSD constants<>+1152(SB), Y7, Y7
 	VPADDD Y4, Y7, Y7
-	LEAQ channelArgs_product(R14), BX
-	VBROADCASTSS (BX), Y14
+	VBROADCASTSS channelArgs_product(R14), Y14
 	VPCMPGTD Y14, Y7, Y7
 	VANDNPS Y8, Y7, Y7
 	VORPS Y7, Y6, Y6
@@ -18755,8 +18664,7 @@ factor8:
 	VCMPPS $0x1e, Y14, Y7, Y8
 	VPMINSD constants<>+1152(SB), Y7, Y7
 	VPADDD Y4, Y7, Y7
-	LEAQ channelArgs_scaled(R14), BX
-	VBROADCASTSS (BX), Y14
+	VBROADCASTSS channelArgs_scaled(R14), Y14
 	VPCMPGTD Y14, Y7, Y7
 	VANDNPS Y8, Y7, Y7
 	VORPS Y7, Y6, Y6

@@ -11985,8 +11985,7 @@ channels1:
 	FLDPQ 32(R0), (F14, F15)
 	WIDEN(7, 6, 7)
 	MOVD channelArgs_inverse(R23), R4
-	SUBS $0, R4
-	BEQ divide2
+	CBZ R4, divide2
 	ADD $channelArgs_inverse, R23, R4
 	LD1R4D(4, 14)
 	FMUL4D(14, 4, 2)
@@ -12160,8 +12159,7 @@ channels1:
 	FLDPQ (R1), (F12, F13)
 	FLDPQ 32(R1), (F14, F15)
 	MOVD channelArgs_inverse(R23), R5
-	SUBS $0, R5
-	BEQ divide2
+	CBZ R5, divide2
 	ADD $channelArgs_inverse, R23, R5
 	LD1R4D(5, 14)
 	FMUL4D(14, 4, 2)
@@ -12248,8 +12246,7 @@ channels1:
 	FLDPQ (R0), (F2, F3)
 	WIDEN(1, 0, 1)
 	MOVD channelArgs_inverse(R23), R2
-	SUBS $0, R2
-	BEQ divide2
+	CBZ R2, divide2
 	ADD $channelArgs_inverse, R23, R2
 	LD1R4D(2, 14)
 	FMUL4D(14, 0, 0)
@@ -12498,8 +12495,7 @@ channels1:
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
 	MOVD channelArgs_inverse(R23), R4
-	SUBS $0, R4
-	BEQ divide3
+	CBZ R4, divide3
 	ADD $channelArgs_inverse, R23, R4
 	LD1R4D(4, 14)
 	FMUL4D(14, 6, 6)
@@ -12641,8 +12637,7 @@ unwanted7:
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
 	MOVD channelArgs_inverse(R23), R4
-	SUBS $0, R4
-	BEQ divide9
+	CBZ R4, divide9
 	ADD $channelArgs_inverse, R23, R4
 	LD1R4D(4, 14)
 	FMUL4D(14, 6, 6)
@@ -13311,8 +13306,7 @@ unwanted4:
 	FMUL4D(6, 4, 4)
 	FMUL4D(7, 5, 5)
 	MOVD channelArgs_inverse(R23), R4
-	SUBS $0, R4
-	BEQ divide5
+	CBZ R4, divide5
 	ADD $channelArgs_inverse, R23, R4
 	LD1R4D(4, 14)
 	FMUL4D(14, 4, 4)
@@ -13325,8 +13319,7 @@ divide5:
 	FDIV4D(14, 5, 5)
 divided6:
 	MOVD channelArgs_inverse(R23), R4
-	SUBS $0, R4
-	BEQ divide7
+	CBZ R4, divide7
 	ADD $channelArgs_inverse, R23, R4
 	LD1R4D(4, 14)
 	FMUL4D(14, 2, 2)
@@ -13809,8 +13802,7 @@ done10:
 	MOV8(0, 4)
 	WIDEN(4, 3, 4)
 	MOVD channelArgs_probeInverse(R23), R5
-	SUBS $0, R5
-	BEQ divide11
+	CBZ R5, divide11
 	ADD $channelArgs_probeInverse, R23, R5
 	LD1R4D(5, 14)
 	FMUL4D(14, 3, 3)
@@ -13886,8 +13878,7 @@ probe646:
 	SUBS $1, R6
 	BNE probe646
 	MOVD channelArgs_probeInverse(R23), R5
-	SUBS $0, R5
-	BEQ divide13
+	CBZ R5, divide13
 	ADD $channelArgs_probeInverse, R23, R5
 	LD1R4D(5, 14)
 	FMUL4D(14, 3, 3)
@@ -14012,8 +14003,7 @@ row644:
 	FADD4D(7, 5, 5)
 	FADD4D(8, 6, 6)
 	MOVD channelArgs_inverse(R23), R5
-	SUBS $0, R5
-	BEQ divide19
+	CBZ R5, divide19
 	ADD $channelArgs_inverse, R23, R5
 	LD1R4D(5, 14)
 	FMUL4D(14, 3, 7)
@@ -14044,8 +14034,7 @@ summed2:
 	WIDEN(0, 3, 4)
 	WIDEN(1, 5, 6)
 	MOVD channelArgs_inverse(R23), R5
-	SUBS $0, R5
-	BEQ divide21
+	CBZ R5, divide21
 	ADD $channelArgs_inverse, R23, R5
 	LD1R4D(5, 14)
 	FMUL4D(14, 3, 7)
@@ -14072,8 +14061,7 @@ divided22:
 	FCMGE4D(14, 5, 3)
 	FCMGE4D(14, 6, 4)
 	MOVD channelArgs_inverse(R23), R5
-	SUBS $0, R5
-	BEQ divide23
+	CBZ R5, divide23
 	ADD $channelArgs_inverse, R23, R5
 	LD1R4D(5, 14)
 	FMUL4D(14, 5, 0)
@@ -14196,8 +14184,7 @@ unwanted4:
 	FMUL4D(4, 2, 2)
 	FMUL4D(5, 3, 3)
 	MOVD channelArgs_inverse(R23), R4
-	SUBS $0, R4
-	BEQ divide5
+	CBZ R4, divide5
 	ADD $channelArgs_inverse, R23, R4
 	LD1R4D(4, 14)
 	FMUL4D(14, 2, 2)
@@ -14210,8 +14197,7 @@ divide5:
 	FDIV4D(14, 3, 3)
 divided6:
 	MOVD channelArgs_inverse(R23), R4
-	SUBS $0, R4
-	BEQ divide7
+	CBZ R4, divide7
 	ADD $channelArgs_inverse, R23, R4
 	LD1R4D(4, 14)
 	FMUL4D(14, 0, 0)

@@ -48,6 +48,9 @@ func (amd64) r(r reg) string {
 }
 
 func (l amd64) m(m mem) string {
+	if m.arg != "" {
+		return m.arg + "(R14)"
+	}
 	s := fmt.Sprintf("(%s)", l.r(m.base))
 	if m.scale != 0 {
 		s += fmt.Sprintf("(%s*%d)", l.r(m.index), m.scale)
@@ -77,6 +80,7 @@ func (l amd64) argAddr(dst reg, field string) {
 	l.printf("MOVQ a+8(FP), %s", l.r(dst))
 	l.printf("ADDQ $%s_%s, %s", l.args, field, l.r(dst))
 }
+func (l amd64) argMem(field string, _ reg) mem { return mem{arg: l.args + "_" + field} }
 func (l amd64) ifNoArg(field string, _ reg, to string) {
 	l.printf("CMPQ %s_%s(R14), $0", l.args, field)
 	l.branch(ifZero, to)

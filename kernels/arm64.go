@@ -81,6 +81,10 @@ func (l arm64) argAddr(dst reg, field string) {
 	l.printf("MOVD a+8(FP), %s", l.r(dst))
 	l.printf("ADD $%s_%s, %s", l.args, field, l.r(dst))
 }
+func (l arm64) argMem(field string, t reg) mem {
+	l.argAddr(t, field)
+	return mem{base: t}
+}
 func (l arm64) ifNoArg(field string, t reg, to string) {
 	l.arg(t, field)
 	l.printf("CBZ %s, %s", l.r(t), to)

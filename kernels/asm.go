@@ -36,6 +36,7 @@ type mem struct {
 	base, index reg
 	scale       int
 	off         int
+	arg         string // the name of an argument, which the lowering holds; instead of the others
 }
 
 // op is an operation on two vecs, lane by lane.
@@ -105,6 +106,7 @@ type lowering interface {
 
 	arg(dst reg, field string)              // dst = args.field
 	argAddr(dst reg, field string)          // dst = &args.field
+	argMem(field string, t reg) mem         // args.field; t may get its address. The arguments must be held
 	ifNoArg(field string, t reg, to string) // branches if a slice was not given; the arguments must be held
 	move(dst, src reg)
 	addImm(dst reg, n int)

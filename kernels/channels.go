@@ -167,8 +167,7 @@ func (c *chans) presume() { c.constant(c.usual, c.entry64(math.MaxUint64)) }
 // scalar returns a vector of copies of an argument.
 func (c *chans) scalar(field string) vec {
 	v, at := c.newVec(), c.newReg()
-	c.argAddr(at, field)
-	c.broadcast64(v, mem{base: at})
+	c.broadcast64(v, c.argMem(field, at))
 	c.regs--
 	return v
 }
@@ -319,16 +318,14 @@ func (c *chans) mask(field string) vec { return c.broadcastArg(field, c.offs.t) 
 
 // broadcast32 is mask for an argument that is a float32.
 func (c *chans) broadcast32(field string) vec {
-	c.argAddr(c.offs.t, field)
-	c.broadcast(constVec, mem{base: c.offs.t})
+	c.broadcast(constVec, c.argMem(field, c.offs.t))
 	return constVec
 }
 
 // broadcastArg returns a register with copies of an argument, which holds until the next
 // constant; t is a temporary.
 func (c *chans) broadcastArg(field string, t reg) vec {
-	c.argAddr(t, field)
-	c.broadcast64(constVec, mem{base: t})
+	c.broadcast64(constVec, c.argMem(field, t))
 	return constVec
 }
 
@@ -505,16 +502,12 @@ func (c *chans) divide(dst, x pair, t reg) { c.divideBy("count", "inverse", dst,
 
 func (c *chans) divideBy(count, inverse string, dst, x pair, t reg) {
 	other, done := c.newLabel("divide"), c.newLabel("divided")
-	c.arg(t, inverse)
-	c.subImm(t, 0)
-	c.branch(ifZero, other)
-	c.argAddr(t, inverse)
-	c.broadcast64(constVec, mem{base: t})
+	c.ifNoArg(inverse, t, other)
+	c.broadcast64(constVec, c.argMem(inverse, t))
 	c.mul64(dst, x, scalarPair(constVec))
 	c.jump(done)
 	c.label(other)
-	c.argAddr(t, count)
-	c.broadcast64(constVec, mem{base: t})
+	c.broadcast64(constVec, c.argMem(count, t))
 	c.div64(dst, x, scalarPair(constVec))
 	c.label(done)
 }
@@ -1213,10 +1206,10 @@ func stripChannels(c *chans) {
 		c.set(again, 0)
 		c.tooLarge(a, b, sums, at)
 		c.narrow(e[0], a, t)
-		c.argAddr(at, "retaken")
-		c.load(t, mem{base: at})
+		retaken := c.argMem("retaken", at)
+		c.load(t, retaken)
 		c.op(opAddInt, t, t, e[0])
-		c.store(t, mem{base: at})
+		c.store(t, retaken)
 		c.widen(e, k)
 		for h := range a {
 			c.op(opGE64, e[h], e[h], e[h])
@@ -1281,8 +1274,7 @@ func tinyChannels(c *chans) {
 	before := c.buf.String()
 	c.buf.Reset()
 	get := func(dst vec, field string) {
-		c.argAddr(t, field)
-		c.broadcast(dst, mem{base: t})
+		c.broadcast(dst, c.argMem(field, t))
 	}
 	get(most, "most")
 	get(least, "least")
