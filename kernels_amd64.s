@@ -18004,16 +18004,28 @@ TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	VCVTPD2PSY Y14, X11
 	VCVTPD2PSY Y14, X14
 	VINSERTF128 $1, X14, Y11, Y11
-	MOVQ $0, R9
-	MOVQ channelArgs_n(R14), R11
+	MOVQ $0, R10
+	MOVQ $0, R12
+	MOVQ channelArgs_n(R14), R13
 channels1:
+	SUBQ $32, R12
+	JEQ waiting9
+	MOVQ $0, R12
+	MOVQ R13, R9
+	SUBQ $9, R9
+	JLT single2
+	MOVQ $32, R12
+single2:
 	VXORPS Y0, Y0, Y0
+	VXORPS Y9, Y9, Y9
 	MOVQ AX, DI
 	MOVQ channelArgs_steps(R14), SI
-	MOVQ channelArgs_probe(R14), R8
-	SUBQ $4, R8
-	JLT rest8
-quads7:
+	MOVQ channelArgs_probe(R14), R9
+	MOVQ DI, R8
+	ADDQ R12, R8
+	SUBQ $4, R9
+	JLT rest11
+quads10:
 	VMOVUPS (DI), Y3
 	PREFETCHT0 64(DI)
 	ADDQ (SI), DI
@@ -18030,36 +18042,55 @@ quads7:
 	VADDPS Y7, Y5, Y5
 	VADDPS Y5, Y3, Y3
 	VADDPS Y3, Y0, Y0
+	VMOVUPS (R8), Y3
+	ADDQ (SI), R8
+	VMOVUPS (R8), Y7
+	ADDQ 8(SI), R8
+	VADDPS Y7, Y3, Y3
+	VMOVUPS (R8), Y5
+	ADDQ 16(SI), R8
+	VMOVUPS (R8), Y7
+	ADDQ 24(SI), R8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y5, Y3, Y3
+	VADDPS Y3, Y9, Y9
 	ADDQ $32, SI
-	SUBQ $4, R8
-	JGE quads7
-rest8:
-	SUBQ $-4, R8
-	JEQ done10
-row9:
+	SUBQ $4, R9
+	JGE quads10
+rest11:
+	SUBQ $-4, R9
+	JEQ done13
+row12:
 	VMOVUPS (DI), Y3
 	PREFETCHT0 64(DI)
 	ADDQ (SI), DI
 	VADDPS Y3, Y0, Y0
+	VMOVUPS (R8), Y3
+	ADDQ (SI), R8
+	VADDPS Y3, Y9, Y9
 	ADDQ $8, SI
-	SUBQ $1, R8
-	JNE row9
-done10:
-	VMOVAPS Y0, Y4
+	SUBQ $1, R9
+	JNE row12
+done13:
+	VMOVUPS Y0, (BX)
+	VMOVUPS Y9, (BX)(R12*1)
+	MOVQ $0, R8
+shifts3:
+	VMOVUPS (BX)(R8*1), Y4
 	VCVTPS2PD X4, Y3
 	VEXTRACTF128 $1, Y4, X4
 	VCVTPS2PD X4, Y4
 	CMPQ channelArgs_probeInverse(R14), $0
-	JEQ divide11
+	JEQ divide14
 	VBROADCASTSD channelArgs_probeInverse(R14), Y14
 	VMULPD Y14, Y3, Y3
 	VMULPD Y14, Y4, Y4
-	JMP divided12
-divide11:
+	JMP divided15
+divide14:
 	VBROADCASTSD channelArgs_probeCount(R14), Y14
 	VDIVPD Y14, Y3, Y3
 	VDIVPD Y14, Y4, Y4
-divided12:
+divided15:
 	VCVTPD2PSY Y3, X3
 	VCVTPD2PSY Y4, X4
 	VINSERTF128 $1, X4, Y3, Y3
@@ -18068,25 +18099,28 @@ divided12:
 	VCMPPS $0x12, Y4, Y4, Y4
 	VANDPS Y4, Y3, Y3
 	VMOVAPS Y3, Y2
-	VMOVUPS Y2, (BX)
-	VMOVUPS (AX), Y9
+	VMOVUPS Y2, (BX)(R8*1)
+	VMOVUPS (AX)(R8*1), Y9
 	VANDPS constants<>+192(SB), Y9, Y12
 	VCMPPS $0x12, constants<>+896(SB), Y12, Y12
 	VTESTPS Y12, Y12
-	JEQ ordinary5
+	JEQ ordinary7
 	MOVQ channelArgs_second(R14), DI
 	ADDQ AX, DI
+	ADDQ R8, DI
 	VMOVUPS (DI), Y12
 	VSUBPS Y9, Y12, Y12
 	VANDPS constants<>+192(SB), Y12, Y12
 	MOVQ channelArgs_third(R14), DI
 	ADDQ AX, DI
+	ADDQ R8, DI
 	VMOVUPS (DI), Y5
 	VSUBPS Y9, Y5, Y5
 	VANDPS constants<>+192(SB), Y5, Y5
 	VPMAXSD Y5, Y12, Y12
 	MOVQ channelArgs_fourth(R14), DI
 	ADDQ AX, DI
+	ADDQ R8, DI
 	VMOVUPS (DI), Y5
 	VSUBPS Y9, Y5, Y5
 	VANDPS constants<>+192(SB), Y5, Y5
@@ -18096,32 +18130,33 @@ divided12:
 	VCMPPS $0x1e, constants<>+960(SB), Y12, Y12
 	VANDPS Y7, Y12, Y12
 	VTESTPS Y12, Y12
-	JEQ ordinary5
+	JEQ ordinary7
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
 	MOVQ AX, DI
 	MOVQ channelArgs_steps(R14), SI
-	MOVQ channelArgs_probe(R14), R8
-probe646:
+	MOVQ channelArgs_probe(R14), R9
+	ADDQ R8, DI
+probe648:
 	VCVTPS2PD (DI), Y7
 	VCVTPS2PD 16(DI), Y8
 	VADDPD Y7, Y3, Y3
 	VADDPD Y8, Y4, Y4
 	ADDQ (SI), DI
 	ADDQ $8, SI
-	SUBQ $1, R8
-	JNE probe646
+	SUBQ $1, R9
+	JNE probe648
 	CMPQ channelArgs_probeInverse(R14), $0
-	JEQ divide13
+	JEQ divide16
 	VBROADCASTSD channelArgs_probeInverse(R14), Y14
 	VMULPD Y14, Y3, Y3
 	VMULPD Y14, Y4, Y4
-	JMP divided14
-divide13:
+	JMP divided17
+divide16:
 	VBROADCASTSD channelArgs_probeCount(R14), Y14
 	VDIVPD Y14, Y3, Y3
 	VDIVPD Y14, Y4, Y4
-divided14:
+divided17:
 	VCVTPD2PSY Y3, X3
 	VCVTPD2PSY Y4, X4
 	VINSERTF128 $1, X4, Y3, Y3
@@ -18130,17 +18165,28 @@ divided14:
 	VCMPPS $0x12, Y4, Y4, Y4
 	VANDPS Y4, Y3, Y3
 	VBLENDVPS Y12, Y3, Y2, Y2
-	VMOVUPS Y2, (BX)
+	VMOVUPS Y2, (BX)(R8*1)
 	VORPS Y12, Y2, Y2
-ordinary5:
+ordinary7:
+	VMOVUPS Y2, (CX)(R8*2)
+	MOVQ R8, DI
+	MOVQ R12, R8
+	CMPQ DI, R8
+	JNE shifts3
+	VMOVUPS (CX), Y2
+	VMOVUPS (CX)(R12*2), Y13
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
+	VXORPS Y9, Y9, Y9
+	VXORPS Y10, Y10, Y10
 	MOVQ AX, DI
 	MOVQ channelArgs_steps(R14), SI
-	MOVQ channelArgs_rows(R14), R8
-	SUBQ $4, R8
-	JLT rest16
-quads15:
+	MOVQ channelArgs_rows(R14), R9
+	MOVQ DI, R8
+	ADDQ R12, R8
+	SUBQ $4, R9
+	JLT rest19
+quads18:
 	VADDPS (DI), Y2, Y3
 	VMULPS Y3, Y3, Y4
 	ADDQ (SI), DI
@@ -18161,22 +18207,55 @@ quads15:
 	VADDPS Y6, Y4, Y4
 	VADDPS Y3, Y0, Y0
 	VADDPS Y4, Y1, Y1
+	VADDPS (R8), Y13, Y3
+	VMULPS Y3, Y3, Y4
+	ADDQ (SI), R8
+	VADDPS (R8), Y13, Y7
+	VMULPS Y7, Y7, Y8
+	ADDQ 8(SI), R8
+	VADDPS Y7, Y3, Y3
+	VADDPS Y8, Y4, Y4
+	VADDPS (R8), Y13, Y5
+	VMULPS Y5, Y5, Y6
+	ADDQ 16(SI), R8
+	VADDPS (R8), Y13, Y7
+	VMULPS Y7, Y7, Y8
+	ADDQ 24(SI), R8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VADDPS Y3, Y9, Y9
+	VADDPS Y4, Y10, Y10
 	ADDQ $32, SI
-	SUBQ $4, R8
-	JGE quads15
-rest16:
-	SUBQ $-4, R8
-	JEQ done18
-row17:
+	SUBQ $4, R9
+	JGE quads18
+rest19:
+	SUBQ $-4, R9
+	JEQ done21
+row20:
 	VADDPS (DI), Y2, Y3
 	VMULPS Y3, Y3, Y4
 	ADDQ (SI), DI
 	VADDPS Y3, Y0, Y0
 	VADDPS Y4, Y1, Y1
+	VADDPS (R8), Y13, Y3
+	VMULPS Y3, Y3, Y4
+	ADDQ (SI), R8
+	VADDPS Y3, Y9, Y9
+	VADDPS Y4, Y10, Y10
 	ADDQ $8, SI
-	SUBQ $1, R8
-	JNE row17
-done18:
+	SUBQ $1, R9
+	JNE row20
+done21:
+	VMOVUPS Y0, 32(CX)
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y9, 32(CX)(R12*2)
+	VMOVUPS Y10, (DX)(R12*2)
+waiting9:
+	VMOVUPS (CX), Y2
+	VMOVUPS 32(CX), Y0
+	VMOVUPS (DX), Y1
 	VCMPPS $0x1e, Y11, Y1, Y12
 	VANDPS constants<>+192(SB), Y0, Y4
 	VCMPPS $0x12, constants<>+96(SB), Y4, Y4
@@ -18185,7 +18264,7 @@ done18:
 	VANDNPS Y4, Y12, Y12
 	VXORPS constants<>+64(SB), Y12, Y12
 	VTESTPS Y12, Y12
-	JEQ summed2
+	JEQ summed4
 	VMOVUPS (BX), Y12
 	VXORPS Y3, Y3, Y3
 	VXORPS Y5, Y5, Y5
@@ -18193,8 +18272,8 @@ done18:
 	VXORPS Y6, Y6, Y6
 	MOVQ AX, DI
 	MOVQ channelArgs_steps(R14), SI
-	MOVQ channelArgs_rows(R14), R8
-row644:
+	MOVQ channelArgs_rows(R14), R9
+row646:
 	VCVTPS2PD (DI), Y7
 	VCVTPS2PD 16(DI), Y8
 	VADDPS (DI), Y12, Y10
@@ -18207,8 +18286,8 @@ row644:
 	VFMADD231PD Y8, Y10, Y6
 	ADDQ (SI), DI
 	ADDQ $8, SI
-	SUBQ $1, R8
-	JNE row644
+	SUBQ $1, R9
+	JNE row646
 	VCVTPS2PD X12, Y9
 	VEXTRACTF128 $1, Y12, X10
 	VCVTPS2PD X10, Y10
@@ -18222,16 +18301,16 @@ row644:
 	VADDPD Y7, Y5, Y5
 	VADDPD Y8, Y6, Y6
 	CMPQ channelArgs_inverse(R14), $0
-	JEQ divide19
+	JEQ divide22
 	VBROADCASTSD channelArgs_inverse(R14), Y14
 	VMULPD Y14, Y3, Y7
 	VMULPD Y14, Y4, Y8
-	JMP divided20
-divide19:
+	JMP divided23
+divide22:
 	VBROADCASTSD channelArgs_count(R14), Y14
 	VDIVPD Y14, Y3, Y7
 	VDIVPD Y14, Y4, Y8
-divided20:
+divided23:
 	VMULPD Y7, Y3, Y3
 	VMULPD Y8, Y4, Y4
 	VSUBPD Y3, Y5, Y5
@@ -18246,8 +18325,8 @@ divided20:
 	VMOVUPS Y8, 32(CX)
 	VMOVUPS Y5, (DX)
 	VMOVUPS Y6, 32(DX)
-	MOVQ $1, R9
-summed2:
+	MOVQ $1, R10
+summed4:
 	VCVTPS2PD X0, Y3
 	VEXTRACTF128 $1, Y0, X4
 	VCVTPS2PD X4, Y4
@@ -18255,16 +18334,16 @@ summed2:
 	VEXTRACTF128 $1, Y1, X6
 	VCVTPS2PD X6, Y6
 	CMPQ channelArgs_inverse(R14), $0
-	JEQ divide21
+	JEQ divide24
 	VBROADCASTSD channelArgs_inverse(R14), Y14
 	VMULPD Y14, Y3, Y7
 	VMULPD Y14, Y4, Y8
-	JMP divided22
-divide21:
+	JMP divided25
+divide24:
 	VBROADCASTSD channelArgs_count(R14), Y14
 	VDIVPD Y14, Y3, Y7
 	VDIVPD Y14, Y4, Y8
-divided22:
+divided25:
 	VMULPD Y7, Y3, Y3
 	VMULPD Y8, Y4, Y4
 	VSUBPD Y3, Y5, Y5
@@ -18274,23 +18353,23 @@ divided22:
 	VCVTPS2PD X4, Y4
 	VSUBPD Y3, Y7, Y7
 	VSUBPD Y4, Y8, Y8
-	SUBQ $0, R9
-	JEQ settled3
-	MOVQ $0, R9
+	SUBQ $0, R10
+	JEQ settled5
+	MOVQ $0, R10
 	VBROADCASTSD channelArgs_large(R14), Y14
 	VCMPPD $0x1d, Y14, Y5, Y3
 	VCMPPD $0x1d, Y14, Y6, Y4
 	CMPQ channelArgs_inverse(R14), $0
-	JEQ divide23
+	JEQ divide26
 	VBROADCASTSD channelArgs_inverse(R14), Y14
 	VMULPD Y14, Y5, Y0
 	VMULPD Y14, Y6, Y1
-	JMP divided24
-divide23:
+	JMP divided27
+divide26:
 	VBROADCASTSD channelArgs_count(R14), Y14
 	VDIVPD Y14, Y5, Y0
 	VDIVPD Y14, Y6, Y1
-divided24:
+divided27:
 	VBROADCASTSD channelArgs_epsilon(R14), Y14
 	VADDPD Y14, Y0, Y0
 	VADDPD Y14, Y1, Y1
@@ -18319,7 +18398,7 @@ divided24:
 	VBLENDVPS Y4, Y8, Y2, Y8
 	VMOVUPS 32(DX), Y2
 	VBLENDVPS Y4, Y6, Y2, Y6
-settled3:
+settled5:
 	VMOVUPS Y7, (CX)
 	VMOVUPS Y8, 32(CX)
 	VMOVUPS Y5, (DX)
@@ -18336,7 +18415,7 @@ settled3:
 	ADDQ $32, BX
 	ADDQ $64, CX
 	ADDQ $64, DX
-	SUBQ $8, R11
+	SUBQ $8, R13
 	JNE channels1
 	VZEROUPPER
 	RET

@@ -13752,68 +13752,107 @@ TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	ADD $channelArgs_large, R23, R5
 	LD1R4D(5, 14)
 	NARROW(14, 14, 11)
-	MOVD $0, R7
-	MOVD channelArgs_n(R23), R9
+	MOVD $0, R8
+	MOVD $0, R10
+	MOVD channelArgs_n(R23), R11
 	MOVD $stripChannelsTable<>(SB), R24
 channels1:
+	SUBS $32, R10
+	BEQ waiting9
+	MOVD $0, R10
+	MOVD R11, R7
+	SUBS $9, R7
+	BLT single2
+	MOVD $32, R10
+single2:
 	EOR8(0, 0, 0)
+	EOR8(9, 9, 9)
 	MOVD R0, R5
 	MOVD channelArgs_steps(R23), R4
-	MOVD channelArgs_probe(R23), R6
-	SUBS $4, R6
-	BLT rest8
-quads7:
+	MOVD channelArgs_probe(R23), R7
+	MOVD R5, R6
+	ADD R10, R6
+	SUBS $4, R7
+	BLT rest11
+quads10:
 	FLDPQ (R5), (F6, F7)
 	PRFM 64(R5), PLDL1KEEP
-	MOVD 0(R4), R8
-	ADD R8, R5
+	MOVD 0(R4), R9
+	ADD R9, R5
 	FLDPQ (R5), (F14, F15)
 	PRFM 64(R5), PLDL1KEEP
-	MOVD 8(R4), R8
-	ADD R8, R5
+	MOVD 8(R4), R9
+	ADD R9, R5
 	FADD8(7, 3, 3)
 	FLDPQ (R5), (F10, F11)
 	PRFM 64(R5), PLDL1KEEP
-	MOVD 16(R4), R8
-	ADD R8, R5
+	MOVD 16(R4), R9
+	ADD R9, R5
 	FLDPQ (R5), (F14, F15)
 	PRFM 64(R5), PLDL1KEEP
-	MOVD 24(R4), R8
-	ADD R8, R5
+	MOVD 24(R4), R9
+	ADD R9, R5
 	FADD8(7, 5, 5)
 	FADD8(5, 3, 3)
 	FADD8(3, 0, 0)
+	FLDPQ (R6), (F6, F7)
+	MOVD 0(R4), R9
+	ADD R9, R6
+	FLDPQ (R6), (F14, F15)
+	MOVD 8(R4), R9
+	ADD R9, R6
+	FADD8(7, 3, 3)
+	FLDPQ (R6), (F10, F11)
+	MOVD 16(R4), R9
+	ADD R9, R6
+	FLDPQ (R6), (F14, F15)
+	MOVD 24(R4), R9
+	ADD R9, R6
+	FADD8(7, 5, 5)
+	FADD8(5, 3, 3)
+	FADD8(3, 9, 9)
 	ADD $32, R4
-	SUBS $4, R6
-	BGE quads7
-rest8:
-	SUBS $-4, R6
-	BEQ done10
-row9:
+	SUBS $4, R7
+	BGE quads10
+rest11:
+	SUBS $-4, R7
+	BEQ done13
+row12:
 	FLDPQ (R5), (F6, F7)
 	PRFM 64(R5), PLDL1KEEP
-	MOVD 0(R4), R8
-	ADD R8, R5
+	MOVD 0(R4), R9
+	ADD R9, R5
 	FADD8(3, 0, 0)
+	FLDPQ (R6), (F6, F7)
+	MOVD 0(R4), R9
+	ADD R9, R6
+	FADD8(3, 9, 9)
 	ADD $8, R4
-	SUBS $1, R6
-	BNE row9
-done10:
-	MOV8(0, 4)
+	SUBS $1, R7
+	BNE row12
+done13:
+	FSTPQ (F0, F1), (R1)
+	ADD R10<<0, R1, R24
+	FSTPQ (F18, F19), (R24)
+	MOVD $0, R6
+shifts3:
+	ADD R6<<0, R1, R24
+	FLDPQ (R24), (F8, F9)
+	MOVD $stripChannelsTable<>(SB), R24
 	WIDEN(4, 3, 4)
 	MOVD channelArgs_probeInverse(R23), R5
-	CBZ R5, divide11
+	CBZ R5, divide14
 	ADD $channelArgs_probeInverse, R23, R5
 	LD1R4D(5, 14)
 	FMUL4D(14, 3, 3)
 	FMUL4D(14, 4, 4)
-	B divided12
-divide11:
+	B divided15
+divide14:
 	ADD $channelArgs_probeCount, R23, R5
 	LD1R4D(5, 14)
 	FDIV4D(14, 3, 3)
 	FDIV4D(14, 4, 4)
-divided12:
+divided15:
 	NARROW(3, 4, 3)
 	FLDPQ (R24), (F28, F29)
 	EOR8(14, 3, 3)
@@ -13821,8 +13860,11 @@ divided12:
 	FCMGE8(4, 4, 4)
 	AND8(4, 3, 3)
 	MOV8(3, 2)
-	FSTPQ (F4, F5), (R1)
-	FLDPQ (R0), (F18, F19)
+	ADD R6<<0, R1, R24
+	FSTPQ (F4, F5), (R24)
+	ADD R6<<0, R0, R24
+	FLDPQ (R24), (F18, F19)
+	MOVD $stripChannelsTable<>(SB), R24
 	FLDPQ 32(R24), (F28, F29)
 	AND8(14, 9, 12)
 	FLDPQ 64(R24), (F28, F29)
@@ -13830,15 +13872,17 @@ divided12:
 	MOV8(12, 4)
 	MAXOFALL(4)
 	VMOV V8.S[0], R15
-	CBZ R15, ordinary5
+	CBZ R15, ordinary7
 	MOVD channelArgs_second(R23), R5
 	ADD R0, R5
+	ADD R6, R5
 	FLDPQ (R5), (F24, F25)
 	FSUB8(9, 12, 12)
 	FLDPQ 32(R24), (F28, F29)
 	AND8(14, 12, 12)
 	MOVD channelArgs_third(R23), R5
 	ADD R0, R5
+	ADD R6, R5
 	FLDPQ (R5), (F10, F11)
 	FSUB8(9, 5, 5)
 	FLDPQ 32(R24), (F28, F29)
@@ -13846,6 +13890,7 @@ divided12:
 	SMAX8(5, 12, 12)
 	MOVD channelArgs_fourth(R23), R5
 	ADD R0, R5
+	ADD R6, R5
 	FLDPQ (R5), (F10, F11)
 	FSUB8(9, 5, 5)
 	FLDPQ 32(R24), (F28, F29)
@@ -13861,35 +13906,36 @@ divided12:
 	MOV8(12, 4)
 	MAXOFALL(4)
 	VMOV V8.S[0], R15
-	CBZ R15, ordinary5
+	CBZ R15, ordinary7
 	EOR8(3, 3, 3)
 	EOR8(4, 4, 4)
 	MOVD R0, R5
 	MOVD channelArgs_steps(R23), R4
-	MOVD channelArgs_probe(R23), R6
-probe646:
+	MOVD channelArgs_probe(R23), R7
+	ADD R6, R5
+probe648:
 	FLDPQ (R5), (F16, F17)
 	WIDEN(8, 7, 8)
 	FADD4D(7, 3, 3)
 	FADD4D(8, 4, 4)
-	MOVD 0(R4), R8
-	ADD R8, R5
+	MOVD 0(R4), R9
+	ADD R9, R5
 	ADD $8, R4
-	SUBS $1, R6
-	BNE probe646
+	SUBS $1, R7
+	BNE probe648
 	MOVD channelArgs_probeInverse(R23), R5
-	CBZ R5, divide13
+	CBZ R5, divide16
 	ADD $channelArgs_probeInverse, R23, R5
 	LD1R4D(5, 14)
 	FMUL4D(14, 3, 3)
 	FMUL4D(14, 4, 4)
-	B divided14
-divide13:
+	B divided17
+divide16:
 	ADD $channelArgs_probeCount, R23, R5
 	LD1R4D(5, 14)
 	FDIV4D(14, 3, 3)
 	FDIV4D(14, 4, 4)
-divided14:
+divided17:
 	NARROW(3, 4, 3)
 	FLDPQ (R24), (F28, F29)
 	EOR8(14, 3, 3)
@@ -13897,63 +13943,123 @@ divided14:
 	FCMGE8(4, 4, 4)
 	AND8(4, 3, 3)
 	BIT8(12, 3, 2)
-	FSTPQ (F4, F5), (R1)
+	ADD R6<<0, R1, R24
+	FSTPQ (F4, F5), (R24)
 	ORR8(12, 2, 2)
-ordinary5:
+ordinary7:
+	ADD R6<<1, R2, R24
+	FSTPQ (F4, F5), (R24)
+	MOVD R6, R5
+	MOVD R10, R6
+	CMP R5, R6
+	BNE shifts3
+	FLDPQ (R2), (F4, F5)
+	ADD R10<<1, R2, R24
+	FLDPQ (R24), (F26, F27)
 	EOR8(0, 0, 0)
 	EOR8(1, 1, 1)
+	EOR8(9, 9, 9)
+	EOR8(10, 10, 10)
 	MOVD R0, R5
 	MOVD channelArgs_steps(R23), R4
-	MOVD channelArgs_rows(R23), R6
-	SUBS $4, R6
-	BLT rest16
-quads15:
+	MOVD channelArgs_rows(R23), R7
+	MOVD R5, R6
+	ADD R10, R6
+	SUBS $4, R7
+	BLT rest19
+quads18:
 	FLDPQ (R5), (F6, F7)
 	FADD8(3, 2, 3)
 	FMUL8(3, 3, 4)
-	MOVD 0(R4), R8
-	ADD R8, R5
+	MOVD 0(R4), R9
+	ADD R9, R5
 	FLDPQ (R5), (F14, F15)
 	FADD8(7, 2, 7)
 	FMUL8(7, 7, 8)
-	MOVD 8(R4), R8
-	ADD R8, R5
+	MOVD 8(R4), R9
+	ADD R9, R5
 	FADD8(7, 3, 3)
 	FADD8(8, 4, 4)
 	FLDPQ (R5), (F10, F11)
 	FADD8(5, 2, 5)
 	FMUL8(5, 5, 6)
-	MOVD 16(R4), R8
-	ADD R8, R5
+	MOVD 16(R4), R9
+	ADD R9, R5
 	FLDPQ (R5), (F14, F15)
 	FADD8(7, 2, 7)
 	FMUL8(7, 7, 8)
-	MOVD 24(R4), R8
-	ADD R8, R5
+	MOVD 24(R4), R9
+	ADD R9, R5
 	FADD8(7, 5, 5)
 	FADD8(8, 6, 6)
 	FADD8(5, 3, 3)
 	FADD8(6, 4, 4)
 	FADD8(3, 0, 0)
 	FADD8(4, 1, 1)
+	FLDPQ (R6), (F6, F7)
+	FADD8(3, 13, 3)
+	FMUL8(3, 3, 4)
+	MOVD 0(R4), R9
+	ADD R9, R6
+	FLDPQ (R6), (F14, F15)
+	FADD8(7, 13, 7)
+	FMUL8(7, 7, 8)
+	MOVD 8(R4), R9
+	ADD R9, R6
+	FADD8(7, 3, 3)
+	FADD8(8, 4, 4)
+	FLDPQ (R6), (F10, F11)
+	FADD8(5, 13, 5)
+	FMUL8(5, 5, 6)
+	MOVD 16(R4), R9
+	ADD R9, R6
+	FLDPQ (R6), (F14, F15)
+	FADD8(7, 13, 7)
+	FMUL8(7, 7, 8)
+	MOVD 24(R4), R9
+	ADD R9, R6
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	FADD8(3, 9, 9)
+	FADD8(4, 10, 10)
 	ADD $32, R4
-	SUBS $4, R6
-	BGE quads15
-rest16:
-	SUBS $-4, R6
-	BEQ done18
-row17:
+	SUBS $4, R7
+	BGE quads18
+rest19:
+	SUBS $-4, R7
+	BEQ done21
+row20:
 	FLDPQ (R5), (F6, F7)
 	FADD8(3, 2, 3)
 	FMUL8(3, 3, 4)
-	MOVD 0(R4), R8
-	ADD R8, R5
+	MOVD 0(R4), R9
+	ADD R9, R5
 	FADD8(3, 0, 0)
 	FADD8(4, 1, 1)
+	FLDPQ (R6), (F6, F7)
+	FADD8(3, 13, 3)
+	FMUL8(3, 3, 4)
+	MOVD 0(R4), R9
+	ADD R9, R6
+	FADD8(3, 9, 9)
+	FADD8(4, 10, 10)
 	ADD $8, R4
-	SUBS $1, R6
-	BNE row17
-done18:
+	SUBS $1, R7
+	BNE row20
+done21:
+	FSTPQ (F0, F1), 32(R2)
+	FSTPQ (F2, F3), (R3)
+	ADD R10<<1, R2, R24
+	FSTPQ (F18, F19), 32(R24)
+	ADD R10<<1, R3, R24
+	FSTPQ (F20, F21), (R24)
+	MOVD $stripChannelsTable<>(SB), R24
+waiting9:
+	FLDPQ (R2), (F4, F5)
+	FLDPQ 32(R2), (F0, F1)
+	FLDPQ (R3), (F2, F3)
 	FCMGT8(11, 1, 12)
 	FLDPQ 32(R24), (F28, F29)
 	AND8(14, 0, 4)
@@ -13967,7 +14073,7 @@ done18:
 	MOV8(12, 3)
 	MAXOFALL(3)
 	VMOV V6.S[0], R15
-	CBZ R15, summed2
+	CBZ R15, summed4
 	FLDPQ (R1), (F24, F25)
 	EOR8(3, 3, 3)
 	EOR8(5, 5, 5)
@@ -13975,8 +14081,8 @@ done18:
 	EOR8(6, 6, 6)
 	MOVD R0, R5
 	MOVD channelArgs_steps(R23), R4
-	MOVD channelArgs_rows(R23), R6
-row644:
+	MOVD channelArgs_rows(R23), R7
+row646:
 	FLDPQ (R5), (F16, F17)
 	WIDEN(8, 7, 8)
 	FLDPQ (R5), (F20, F21)
@@ -13986,11 +14092,11 @@ row644:
 	FADD4D(8, 4, 4)
 	FMLA4D(7, 9, 5)
 	FMLA4D(8, 10, 6)
-	MOVD 0(R4), R8
-	ADD R8, R5
+	MOVD 0(R4), R9
+	ADD R9, R5
 	ADD $8, R4
-	SUBS $1, R6
-	BNE row644
+	SUBS $1, R7
+	BNE row646
 	WIDEN(12, 9, 10)
 	ADD $channelArgs_count, R23, R5
 	LD1R4D(5, 14)
@@ -14003,18 +14109,18 @@ row644:
 	FADD4D(7, 5, 5)
 	FADD4D(8, 6, 6)
 	MOVD channelArgs_inverse(R23), R5
-	CBZ R5, divide19
+	CBZ R5, divide22
 	ADD $channelArgs_inverse, R23, R5
 	LD1R4D(5, 14)
 	FMUL4D(14, 3, 7)
 	FMUL4D(14, 4, 8)
-	B divided20
-divide19:
+	B divided23
+divide22:
 	ADD $channelArgs_count, R23, R5
 	LD1R4D(5, 14)
 	FDIV4D(14, 3, 7)
 	FDIV4D(14, 4, 8)
-divided20:
+divided23:
 	FMUL4D(7, 3, 3)
 	FMUL4D(8, 4, 4)
 	FSUB4D(3, 5, 5)
@@ -14029,23 +14135,23 @@ divided20:
 	FSTPQ (F16, F17), 32(R2)
 	FSTPQ (F10, F11), (R3)
 	FSTPQ (F12, F13), 32(R3)
-	MOVD $1, R7
-summed2:
+	MOVD $1, R8
+summed4:
 	WIDEN(0, 3, 4)
 	WIDEN(1, 5, 6)
 	MOVD channelArgs_inverse(R23), R5
-	CBZ R5, divide21
+	CBZ R5, divide24
 	ADD $channelArgs_inverse, R23, R5
 	LD1R4D(5, 14)
 	FMUL4D(14, 3, 7)
 	FMUL4D(14, 4, 8)
-	B divided22
-divide21:
+	B divided25
+divide24:
 	ADD $channelArgs_count, R23, R5
 	LD1R4D(5, 14)
 	FDIV4D(14, 3, 7)
 	FDIV4D(14, 4, 8)
-divided22:
+divided25:
 	FMUL4D(7, 3, 3)
 	FMUL4D(8, 4, 4)
 	FSUB4D(3, 5, 5)
@@ -14053,26 +14159,26 @@ divided22:
 	WIDEN(2, 3, 4)
 	FSUB4D(3, 7, 7)
 	FSUB4D(4, 8, 8)
-	SUBS $0, R7
-	BEQ settled3
-	MOVD $0, R7
+	SUBS $0, R8
+	BEQ settled5
+	MOVD $0, R8
 	ADD $channelArgs_large, R23, R5
 	LD1R4D(5, 14)
 	FCMGE4D(14, 5, 3)
 	FCMGE4D(14, 6, 4)
 	MOVD channelArgs_inverse(R23), R5
-	CBZ R5, divide23
+	CBZ R5, divide26
 	ADD $channelArgs_inverse, R23, R5
 	LD1R4D(5, 14)
 	FMUL4D(14, 5, 0)
 	FMUL4D(14, 6, 1)
-	B divided24
-divide23:
+	B divided27
+divide26:
 	ADD $channelArgs_count, R23, R5
 	LD1R4D(5, 14)
 	FDIV4D(14, 5, 0)
 	FDIV4D(14, 6, 1)
-divided24:
+divided27:
 	ADD $channelArgs_epsilon, R23, R5
 	LD1R4D(5, 14)
 	FADD4D(14, 0, 0)
@@ -14101,7 +14207,7 @@ divided24:
 	BIF8(4, 2, 8)
 	FLDPQ 32(R3), (F4, F5)
 	BIF8(4, 2, 6)
-settled3:
+settled5:
 	FSTPQ (F14, F15), (R2)
 	FSTPQ (F16, F17), 32(R2)
 	FSTPQ (F10, F11), (R3)
@@ -14117,7 +14223,7 @@ settled3:
 	ADD $32, R1
 	ADD $64, R2
 	ADD $64, R3
-	SUBS $8, R9
+	SUBS $8, R11
 	BNE channels1
 	RET
 // func gradients64Channels(id int, a *channelArgs)

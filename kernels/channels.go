@@ -47,6 +47,7 @@ type chans struct {
 	usual  vec // all ones where a channel is usual, as far as it has been looked at
 	kept   vec // a temporary, for a kernel whose closer look needs the quick one; otherwise unused
 	offs   *offsets
+	left   reg // in a loop: the number of channels from the current ones on
 }
 
 // offsets is for kernels with more arrays than there are registers. Addresses of arrays
@@ -192,6 +193,7 @@ func (c *chans) loop(body func()) { c.loopBy(lanes, body) }
 // loopBy is loop for some channels at a time.
 func (c *chans) loopBy(channels int, body func()) {
 	n := c.newArg("n")
+	c.left = n
 	before := c.buf.String()
 	c.buf.Reset()
 	again := c.newLabel("channels")
@@ -1034,17 +1036,20 @@ func trackChannels(c *chans) {
 // stepBytes is the size of a step, which is an int.
 const stepBytes = 8
 
-// stripChannels takes the moments of 8 columns at a time, whose values stay in the
-// first-level cache between the probe and the sums.
+// stripChannels takes the moments of 8 columns at a time, whose values stay in the first-level cache between the probe
+// and the sums. Both go over a second vector of columns as well, if there is one, whose results wait in memory: rows that
+// are a power of two apart share few places of that cache, and two vectors share a line of it.
 func stripChannels(c *chans) {
 	x, shift, sumA, sumB := c.float32s("x"), c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
-	step, at, left, again, bytes := c.newReg(), c.newReg(), c.newReg(), c.newReg(), c.newReg()
+	step, at, beside, left, again, bytes := c.newReg(), c.newReg(), c.newReg(), c.newReg(), c.newReg(), c.newReg()
+	second := c.newReg() // bytes from the first vector of columns to the second, or 0 where these are the same
 	sums, k := c.pair(), c.newVec()
 	a, b, d, e := c.pair(), c.pair(), c.pair(), c.pair()
-	limit, t := c.newVec(), c.newVec()
+	limit, t, secondK := c.newVec(), c.newVec(), c.newVec()
 	large := c.broadcastArg("large", at)
 	c.narrow(limit, scalarPair(large), large) // of sums of squares, which are no less than those of deviations from their mean
 	c.set(again, 0)
+	c.set(second, 0)
 	c.toFirst = true
 	// firstRow goes to the first of some rows, and nextRow on to the next ones, if there are any.
 	firstRow := func(rows string) {
@@ -1057,34 +1062,45 @@ func stripChannels(c *chans) {
 		c.subImm(left, 1)
 		c.branch(ifNotZero, label)
 	}
-	// sum adds rows to the sums, in the order of ../kernels_generic.go. value computes the
+	vectors := [...]struct {
+		at   reg
+		sums pair
+		k    vec
+	}{{at, sums, k}, {beside, e, secondK}}
+	// sum takes the sums of rows of both vectors, in the order of ../kernels_generic.go. value computes the
 	// addends of a row; there are n of them.
-	sum := func(rows string, n int, value func(dst pair)) {
+	sum := func(rows string, n int, value func(dst pair, at reg, k vec)) {
 		quads, rest, row, done := c.newLabel("quads"), c.newLabel("rest"), c.newLabel("row"), c.newLabel("done")
 		add := func(dst, src pair) {
 			for i := range n {
 				c.add(dst[i], dst[i], src[i])
 			}
 		}
-		next := func(dst pair, i int) {
-			value(dst)
-			c.addFrom(at, step, i*stepBytes, bytes)
-		}
-		for i := range n {
-			c.zero(sums[i])
+		for _, v := range vectors {
+			for i := range n {
+				c.zero(v.sums[i])
+			}
 		}
 		firstRow(rows)
+		c.asm.move(beside, at)
+		c.addReg(beside, second)
 		c.subImm(left, quadSize)
 		c.branch(ifLess, rest)
 		c.label(quads)
-		next(a, 0)
-		next(d, 1)
-		add(a, d)
-		next(b, 2)
-		next(d, 3)
-		add(b, d)
-		add(a, b)
-		add(sums, a)
+		for _, v := range vectors {
+			next := func(dst pair, i int) {
+				value(dst, v.at, v.k)
+				c.addFrom(v.at, step, i*stepBytes, bytes)
+			}
+			next(a, 0)
+			next(d, 1)
+			add(a, d)
+			next(b, 2)
+			next(d, 3)
+			add(b, d)
+			add(a, b)
+			add(v.sums, a)
+		}
 		c.addImm(step, quadSize*stepBytes)
 		c.subImm(left, quadSize)
 		c.branch(ifNotLess, quads)
@@ -1092,27 +1108,50 @@ func stripChannels(c *chans) {
 		c.subImm(left, -quadSize)
 		c.branch(ifZero, done)
 		c.label(row)
-		next(a, 0)
-		add(sums, a)
+		for _, v := range vectors {
+			value(a, v.at, v.k)
+			c.addFrom(v.at, step, 0, bytes)
+			add(v.sums, a)
+		}
 		nextRow(row)
 		c.label(done)
 	}
 	c.loop(func() {
+		single, shifts := c.newLabel("single"), c.newLabel("shifts")
 		summed, settled, row64 := c.newLabel("summed"), c.newLabel("settled"), c.newLabel("row64")
-		ordinary, probe64 := c.newLabel("ordinary"), c.newLabel("probe64")
-		sum("probe", 1, func(dst pair) {
-			c.load(dst[0], mem{base: at})
-			c.prefetch(mem{base: at, off: cacheLine})
+		ordinary, probe64, waiting := c.newLabel("ordinary"), c.newLabel("probe64"), c.newLabel("waiting")
+		c.subImm(second, vecBytes)
+		c.branch(ifZero, waiting)
+		c.set(second, 0)
+		c.asm.move(left, c.left)
+		c.subImm(left, lanes+1)
+		c.branch(ifLess, single)
+		c.set(second, vecBytes)
+		c.label(single)
+		sum("probe", 1, func(dst pair, row reg, _ vec) {
+			c.load(dst[0], mem{base: row})
+			if row == at {
+				c.prefetch(mem{base: at, off: cacheLine})
+			}
 		})
-		c.move(a[1], sums[0])
+		c.store(sums[0], mem{base: shift.at})
+		c.store(e[0], mem{base: shift.at, index: second, scale: 1})
+		// The shifts of both, one after the other.
+		o := beside
+		c.set(o, 0)
+		c.label(shifts)
+		ofShift := mem{base: shift.at, index: o, scale: 1}
+		c.load(a[1], ofShift)
+		c.pointTable() // the index has overwritten its address
 		c.widen(a, a[1])
 		c.divideBy("probeCount", "probeInverse", a, a, at)
 		c.shiftFor(a)
 		c.move(k, a[0])
 		// Where values are small, the shift is that of sums in float64, which waits in memory, and float32
 		// sums have a shift of NaN, so that no product takes an assist.
-		c.store(k, mem{base: shift.at})
-		c.load(e[0], mem{base: x.at})
+		c.store(k, ofShift)
+		c.load(e[0], mem{base: x.at, index: o, scale: 1})
+		c.pointTable()
 		c.abs(t, e[0])
 		c.opC(opLE, t, t, smallFirst)
 		c.ifNoneKept(t, a[1], ordinary)
@@ -1123,6 +1162,7 @@ func stripChannels(c *chans) {
 			}
 			c.arg(at, row)
 			c.addReg(at, x.at)
+			c.addReg(at, o)
 			c.load(v, mem{base: at})
 			c.sub(v, v, e[0])
 			c.abs(v, v)
@@ -1136,6 +1176,7 @@ func stripChannels(c *chans) {
 			c.zero(a[h])
 		}
 		firstRow("probe")
+		c.addReg(at, o)
 		c.label(probe64)
 		c.widenFrom(d, mem{base: at})
 		c.add64(a, a, d)
@@ -1144,13 +1185,28 @@ func stripChannels(c *chans) {
 		c.divideBy("probeCount", "probeInverse", a, a, at)
 		c.shiftFor(a)
 		c.blend(k, t, a[0], k)
-		c.store(k, mem{base: shift.at})
+		c.store(k, ofShift)
 		c.op(opOr, k, k, t)
 		c.label(ordinary)
-		sum("rows", len(sums), func(dst pair) {
-			c.addMem(dst[0], k, mem{base: at}, dst[0], false)
+		c.store(k, mem{base: sumA.at, index: o, scale: 2})
+		c.asm.move(at, o)
+		c.asm.move(o, second)
+		c.ifUnequal(at, o, shifts)
+		c.load(k, mem{base: sumA.at})
+		c.load(secondK, mem{base: sumA.at, index: second, scale: 2})
+		sum("rows", len(sums), func(dst pair, row reg, k vec) {
+			c.addMem(dst[0], k, mem{base: row}, dst[0], false)
 			c.mul(dst[1], dst[0], dst[0])
 		})
+		c.store(sums[0], mem{base: sumA.at, off: vecBytes})
+		c.store(sums[1], mem{base: sumB.at})
+		c.store(e[0], mem{base: sumA.at, index: second, scale: 2, off: vecBytes})
+		c.store(e[1], mem{base: sumB.at, index: second, scale: 2})
+		c.pointTable()
+		c.label(waiting)
+		c.load(k, mem{base: sumA.at})
+		c.load(sums[0], mem{base: sumA.at, off: vecBytes})
+		c.load(sums[1], mem{base: sumB.at})
 		c.op(opGT, t, sums[1], limit)
 		c.abs(a[1], sums[0]) // values that are not finite gain nothing by sums in float64
 		c.opC(opLE, a[1], a[1], math.MaxFloat32)
