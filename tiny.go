@@ -248,7 +248,7 @@ const (
 // sampled values and the bits of the largest magnitude. This is finite, and the first one is huge. If it
 // is of x, it is far from the mean, too, and no x-m overflows.
 func (w *workspace) isHuge(c int, kind byte, first float32, most uint32) bool {
-	if !w.backward || magnitudeBits(first) < hugeBits || most >= infinityBits {
+	if !w.backward || !isHugeSample(first, most) {
 		return false
 	}
 	if kind == tinyGradients {
@@ -257,6 +257,12 @@ func (w *workspace) isHuge(c int, kind byte, first float32, most uint32) bool {
 	mean := w.channels.mean[c]
 	// 2^103 is half the last digit of the largest float32: a smaller mean changes it to no infinity.
 	return math.Abs(mean) < 0x1p103 && math.Abs(float64(first)-mean) >= hugeLeast
+}
+
+// isHugeSample reports whether the first of some sampled values is huge, and the largest one, whose bits are given,
+// is finite.
+func isHugeSample(first float32, most uint32) bool {
+	return magnitudeBits(first) >= hugeBits && most < infinityBits
 }
 
 // beginTiny says that there are channels of tiny numbers.
@@ -330,7 +336,7 @@ func (w *workspace) findUnusualAside(s *samples, n int) {
 			case most-1 < tinyBits:
 				w.addTiny(j+i, kind)
 			case most >= hugeBits:
-				if w.isHuge(j+i, kind, firsts[i], most) {
+				if isHugeSample(firsts[i], most) && (kind == tinyGradients || w.isHuge(j+i, kind, firsts[i], most)) {
 					w.addTiny(j+i, kind)
 				}
 			case most-1 < smallFirstBits:
