@@ -217,7 +217,8 @@ const (
 	// a shift of 0, as kernelMoments does, sets the shift as channelProbe does, sums all with
 	// this shift, and folds as channelFold does into a segment of no values. Where sumB is large
 	// then, and not safe, it does so again with sums in float64 (large.go). Where the values in the
-	// first row and in second, third and fourth are small, it only takes sums in float64.
+	// first row and in second, third and fourth are small, it only takes sums in float64. Before they are final, sumA, sumB
+	// and shift hold what the second of two vectors waits for.
 	channelStrip
 
 	// channelGradients64 is gradient.set64, from sumA, sumB, mean, invstd and count to dgamma,

@@ -47,7 +47,7 @@ type way struct {
 	// fit into the first-level cache. Beyond it, stores to one row after the other reach the
 	// second level sooner.
 	inOrder bool
-	// strips says that moments of cols are taken of 8 columns at a time: of few rows, whose
+	// strips says that moments of cols are taken of 16 columns at a time: of few rows, whose
 	// values stay in a cache from the probe to the sums.
 	strips bool
 	// settles says that every column is a channel and belongs to a strip, so that a strip sees
