@@ -351,6 +351,7 @@ func TestColumnsAlike(t *testing.T) {
 		{of(same(g, 1), same(x, 8), same(g, 6)), 0, g | x, 15},          // in any order
 		{of(same(0, 1), same(x, 9), same(0, 6)), 0, x | mixedKinds, 16}, // wherever they are
 		{of(same(0, 1), same(x, 9), same(0, 14)), 0, x | mixedKinds, 16},
+		{of(same(g, 3), same(0, 5), same(g, 3)), 0, g | mixedKinds, 8}, // the last one has no others
 		{same(g, 2*mostSpan), 0, g, mostSpan},
 		{same(0, 2*mostSpan+3), 8, 0, 2*mostSpan + 3},
 	} {

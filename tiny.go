@@ -500,7 +500,8 @@ func (w *workspace) columnsAlike(kinds []byte, j, end int) (kind byte, next int)
 		next += firstSet(kinds[next:end], kinds[next:end]) / lanes * lanes
 	}
 	for ; next < end && (kind == 0 || next-j < mostSpan); next += lanes {
-		if v := w.eightKinds(kinds, next, end-next); v != first && kindOf(v, end-next) != kind {
+		v, whole := w.eightKinds(kinds, next, end-next), end-next >= lanes
+		if (v != first || !whole) && kindOf(v, end-next) != kind {
 			break
 		}
 	}
