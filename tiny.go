@@ -459,6 +459,26 @@ func (w *workspace) eightKinds(kinds []byte, j, n int) (v uint64) {
 	return v
 }
 
+// firstKind returns the first of the columns from j to end-1 whose channel is of a kind, and end
+// if there is none.
+func (w *workspace) firstKind(kinds []byte, j, end int) int {
+	switch g := w.geo; {
+	case g.width == g.channels:
+		return j + firstSet(kinds[j:end], kinds[j:end])
+	case g.fold > 1:
+		for i, c := range w.plan.folded[j:end] {
+			if kinds[c] != 0 {
+				return j + i
+			}
+		}
+		return end
+	}
+	for j < end && kinds[w.channelOf(j)] == 0 {
+		j++
+	}
+	return j
+}
+
 // eachByte is 1 in each byte.
 const eachByte = math.MaxUint64 / math.MaxUint8
 
@@ -496,8 +516,8 @@ func ofEight(list []byte) uint64 { return binary.LittleEndian.Uint64(list) }
 func (w *workspace) columnsAlike(kinds []byte, j, end int) (kind byte, next int) {
 	first := w.eightKinds(kinds, j, end-j)
 	kind, next = kindOf(first, end-j), min(j+lanes, end)
-	if first == 0 && w.geo.width == w.geo.channels { // there may be many
-		next += firstSet(kinds[next:end], kinds[next:end]) / lanes * lanes
+	if first == 0 { // there may be many
+		next += (w.firstKind(kinds, next, end) - next) / lanes * lanes
 	}
 	for ; next < end && (kind == 0 || next-j < mostSpan); next += lanes {
 		v, whole := w.eightKinds(kinds, next, end-next), end-next >= lanes
