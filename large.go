@@ -278,9 +278,12 @@ func (w *workspace) block64(buf *buffers, l *columnList, r, rows, n int) (x []fl
 }
 
 // probeColumns64 sets the first shifts of the listed columns from their float32 sums over the rows r0
-// to r1-1, or from sums in float64 where those are not finite, or would be those of small values.
+// to r1-1, or from sums in float64 where those are not finite, or would be those of small values. kind says which marks
+// there are, if it says any.
 func (w *workspace) probeColumns64(buf *buffers, l *columnList, kind byte, r0, r1 int) {
-	padded, count, small := roundUp(l.n, lanes), float64(r1-r0), kind == smallValues // all of them
+	padded, count := roundUp(l.n, lanes), float64(r1-r0)
+	marks := kind &^ mixedKinds // shifts of others are not used
+	small := marks == smallValues
 	if !small {
 		most := rowsOf(bufferLen, l.n)
 		for r := r0; r < r1; r += most {
@@ -289,7 +292,7 @@ func (w *workspace) probeColumns64(buf *buffers, l *columnList, kind byte, r0, r
 			w.plan.path.run(kernelMoments, cols, Identity, &k)
 		}
 		w.plan.path.probeColumns(l.acc[:2*padded], l.shift[:padded], count)
-		if kind == largeValues && firstSumsFinite(l.acc[:2*padded]) {
+		if marks == largeValues && firstSumsFinite(l.acc[:2*padded]) {
 			return
 		}
 	}
