@@ -22,7 +22,7 @@ type tinyColumns struct {
 	factors []float64  // of x-m in z
 	records []record64 // one for 8 columns
 	masks   []float32  // of columns: all ones where nothing is tiny
-	tiny    []byte     // of 8 columns: a bit for each where something is
+	tiny    []byte     // a bit for each column, 8 in a byte: set where something is tiny
 	coef    []float32  // the records of columns in spans for the kernels in float64
 	own     []float32  // its memory, unless it is the workspace's
 }

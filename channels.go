@@ -615,7 +615,7 @@ func (w *workspace) setMoments(c0, c1 int, sums totals) {
 	ch := &w.channels
 	looked := false // whether the first row has been looked at, in cols
 	for c, together := c0, w.firstLook(); c < c1; {
-		if end := w.wholeLarge(c, c1); end > c { // whose sums are final
+		if end := w.wholeLarge(c, c1); end > c { // sums of marked channels need no second look
 			if sums.ofSegments {
 				w.total(c, end)
 			}

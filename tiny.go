@@ -437,7 +437,7 @@ func (w *workspace) kindOfColumns(kinds []byte, j, n int) (kind byte) {
 	return kind
 }
 
-// kindOf is kindOfColumns for a vector of n columns, or of 8 if these are fewer. v has their kinds.
+// kindOf is kindOfColumns for the first of n columns, up to 8. v has their kinds.
 func kindOf(v uint64, n int) (kind byte) {
 	all := v | v>>32
 	all |= all >> 16

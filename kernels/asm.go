@@ -107,7 +107,7 @@ type lowering interface {
 	arg(dst reg, field string)              // dst = args.field
 	argAddr(dst reg, field string)          // dst = &args.field
 	argMem(field string, t reg) mem         // args.field; t may get its address. The arguments must be held
-	ifNoArg(field string, t reg, to string) // branches if a slice was not given; the arguments must be held
+	ifNoArg(field string, t reg, to string) // branches if an argument is 0: nil, or +0; the arguments must be held
 	move(dst, src reg)
 	addImm(dst reg, n int)
 	addReg(dst, src reg)

@@ -1037,12 +1037,15 @@ func trackChannels(c *chans) {
 const stepBytes = 8
 
 // stripChannels takes the moments of 8 columns at a time, whose values stay in the first-level cache between the probe
-// and the sums. Both go over a second vector of columns as well, if there is one, whose results wait in memory: rows that
-// are a power of two apart share few places of that cache, and two vectors share a line of it.
+// and the sums. Probe and sums go over a second vector of columns as well, if there is one: rows that are a power of two
+// apart share few places of that cache, and two vectors share a line of it. The results of the second vector wait in
+// memory, while those of the first become moments.
 func stripChannels(c *chans) {
 	x, shift, sumA, sumB := c.float32s("x"), c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
 	step, at, beside, left, again, bytes := c.newReg(), c.newReg(), c.newReg(), c.newReg(), c.newReg(), c.newReg()
-	second := c.newReg() // bytes from the first vector of columns to the second, or 0 where these are the same
+	// second has the bytes from the first vector of columns to the second, or 0 where there is only one, which then is
+	// both. At the top of the loop, 0 also says that no sums wait.
+	second := c.newReg()
 	sums, k := c.pair(), c.newVec()
 	a, b, d, e := c.pair(), c.pair(), c.pair(), c.pair()
 	limit, t, secondK := c.newVec(), c.newVec(), c.newVec()
@@ -1120,7 +1123,7 @@ func stripChannels(c *chans) {
 		single, shifts := c.newLabel("single"), c.newLabel("shifts")
 		summed, settled, row64 := c.newLabel("summed"), c.newLabel("settled"), c.newLabel("row64")
 		ordinary, probe64, waiting := c.newLabel("ordinary"), c.newLabel("probe64"), c.newLabel("waiting")
-		c.subImm(second, vecBytes)
+		c.subImm(second, vecBytes) // to 0, if the sums of these columns wait
 		c.branch(ifZero, waiting)
 		c.set(second, 0)
 		c.asm.move(left, c.left)
