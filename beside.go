@@ -1,6 +1,7 @@
 package batchnorm
 
 import (
+	"bytes"
 	"math"
 	"math/bits"
 	"slices"
@@ -11,20 +12,23 @@ import (
 // is NaN for them: then their products are NaN, which takes no assist, and nobody uses them. The
 // kernels in float64 go over the vectors that have such columns, with constants of their own.
 // Each column takes its results from one of the two, so that its bits don't depend on its
-// neighbours.
+// neighbours. Where few columns of a vector are tiny, their values are copied side by side, and the
+// kernels in float64 go over the copies.
 
 // tinyColumns says which columns have tiny numbers, and has the constants of columns. It is set
 // before the tasks of a phase.
 type tinyColumns struct {
+	found   []byte // the kinds of channels for which columns were found in this call
 	spans   []tinySpan
-	wide    bool       // there are wide channels
-	all     bool       // all columns are in spans, and the kernels in float64 alone go over them
-	factors []float64  // of x-m in z
-	records []record64 // one for 8 columns
-	masks   []float32  // of columns: all ones where nothing is tiny
-	tiny    []byte     // a bit for each column, 8 in a byte: set where something is tiny
-	coef    []float32  // the records of columns in spans for the kernels in float64
-	own     []float32  // its memory, unless it is the workspace's
+	few     []fewColumn // in order; they are in no span
+	wide    bool        // there are wide channels
+	all     bool        // all columns are in spans, and the kernels in float64 alone go over them
+	factors []float64   // of x-m in z
+	records []record64  // one for 8 columns
+	masks   []float32   // of columns: all ones where nothing is tiny
+	tiny    []byte      // a bit for each column, 8 in a byte: set where something is tiny
+	coef    []float32   // the records of columns in spans for the kernels in float64
+	own     []float32   // its memory, unless it is the workspace's
 }
 
 // tinySpan is some adjacent columns, in whole vectors, of which each vector has a tiny one, or in a
@@ -38,30 +42,12 @@ type tinySpan struct {
 // or for the outputs: those of dx are known with the sums.
 func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 	t, width := &w.tinyColumns, w.geo.width
-	t.spans, t.all, t.wide = t.spans[:0], true, false
-	usual := false // there is a span, and all columns behind it are usual
-	for j, end := 0, 0; j < width; j = end {
-		var kind byte
-		kind, end = w.columnsAlike(kinds, j, width)
-		t.wide = t.wide || kind&wideOutputs != 0
-		s := tinySpan{j, end, kind&(mixedKinds|wideOutputs) != 0}
-		some := kind&^(mixedKinds|wideOutputs) != 0
-		switch last := len(t.spans) - 1; {
-		case some && usual && w.together(t.spans[last], s):
-			before := &t.spans[last]
-			before.mixed = before.mixed || s.mixed || before.end < j
-			before.end = end
-		case some:
-			t.spans = append(t.spans, s)
-		}
-		usual = some || usual && kind == 0
-		t.all = t.all && some && !(s.mixed && w.backward) // forward, both ways have the same bits
+	if kinds = kinds[:w.geo.channels]; !bytes.Equal(t.found, kinds) {
+		t.found = append(t.found[:0], kinds...)
+		w.findBeside(kinds)
 	}
-	if len(t.spans) == 0 {
+	if len(t.spans)+len(t.few) == 0 {
 		return
-	}
-	if !w.backward && !t.all && !t.wide && t.columns()*besideShare >= width {
-		t.spans, t.all = append(t.spans[:0], tinySpan{0, width, true}), true
 	}
 	padded := roundUp(width, lanes)
 	if len(t.masks) < padded {
@@ -70,8 +56,10 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 	}
 	if t.coef = t.own; t.all {
 		t.coef = w.coef
+	} else if len(t.spans) > 0 || w.apply.stream {
+		fill(t.masks[:padded], math.Float32frombits(math.MaxUint32))
 	}
-	for i, s := range t.spans {
+	for _, s := range t.spans {
 		if !w.backward || w.needsZ() {
 			w.setFactors(t.factors[s.first:], w.coef[s.first*coefLen:], s.first, s.end-s.first)
 		}
@@ -88,35 +76,80 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 		if !t.all {
 			copyShort(t.own[s.first*coefLen:roundUp(s.end, lanes)*coefLen], w.coef[s.first*coefLen:])
 			w.setMasks(kinds, s)
-			last := max(0, s.first-heldTogether)
-			if i > 0 {
-				last = t.spans[i-1].end
-			}
-			keep(t.masks[last:s.first]) // columns between spans may be held with these
 		}
 	}
-	if end := t.spans[len(t.spans)-1].end; !t.all && end < padded {
-		keep(t.masks[end:min(end+heldTogether, padded)])
+	for i, f := range t.few {
+		t.few[i].minusM, t.masks[f.at] = w.coef[recordOf(f.at)+fieldN*lanes], 0
+		hide((*record)(w.coef[f.at/lanes*lanes*coefLen:]), f.at%lanes)
 	}
 }
 
-// allKept has the masks of 8 columns that are not tiny.
-var allKept = func() (masks [lanes]float32) { keep(masks[:]); return masks }()
+// hide lets the kernels in float32 compute NaN for a column, in no more time than usual: its constants of dx are 0, as
+// products with tiny ones take longer on AMD's processors.
+func hide(r *record, lane int) {
+	r[fieldN*lanes+lane], r[fieldK1*lanes+lane], r[fieldK2*lanes+lane] = nan, 0, 0
+}
 
-// keep sets masks of columns that are not tiny.
-func keep(masks []float32) { fill(masks, math.Float32frombits(math.MaxUint32)) }
+var nan = float32(math.NaN())
+
+// recordOf returns where the first constant of a column is in the records of columns.
+func recordOf(j int) int { return j/lanes*lanes*coefLen + j%lanes }
+
+// findBeside finds the columns whose channels are of a kind: spans, and few ones.
+func (w *workspace) findBeside(kinds []byte) {
+	t, width := &w.tinyColumns, w.geo.width
+	t.spans, t.few, t.all, t.wide = t.spans[:0], t.few[:0], true, false
+	usual := false // there is a span, and all columns behind it are usual
+	for j, end := 0, 0; j < width; j = end {
+		if j%mostSpan == 0 {
+			if end = w.firstKind(kinds, j, width) / mostSpan * mostSpan; end > j {
+				t.all = false
+				continue
+			}
+			if end = min(j+mostSpan, width); w.findFew(kinds, j, end) {
+				usual = false
+				continue
+			}
+		}
+		var kind byte
+		kind, end = w.columnsAlike(kinds, j, min(roundUp(j+1, mostSpan), width))
+		t.wide = t.wide || kind&wideOutputs != 0
+		s := tinySpan{j, end, kind&(mixedKinds|wideOutputs) != 0}
+		some := kind&^(mixedKinds|wideOutputs) != 0
+		switch last := len(t.spans) - 1; {
+		case some && usual && w.together(t.spans[last], s):
+			before := &t.spans[last]
+			before.mixed = before.mixed || s.mixed || before.end < j
+			before.end = end
+		case some:
+			t.spans = append(t.spans, s)
+		}
+		usual = some || usual && kind == 0
+		t.all = t.all && some && !(s.mixed && w.backward) // forward, both ways have the same bits
+	}
+	if n := t.columns(); !w.backward && n > 0 && !t.all && !t.wide && n*besideShare >= width {
+		t.spans, t.few, t.all = append(t.spans[:0], tinySpan{0, width, true}), t.few[:0], true
+	}
+}
+
+// tinyBytes returns the highest bit of each byte of the kinds of 8 columns for those where something is tiny. None is wide.
+func tinyBytes(v uint64) uint64 { return (v + math.MaxInt8*eachByte) & (eachByte << 7) }
 
 // besideShare is the share of the columns, as one of so many, from which on the kernels in float64 go over all columns in a
 // forward pass: that takes less time than both ways, and has the same bits.
 const besideShare = 3
 
-// columns returns the number of columns in spans.
+// columns returns the number of columns over which the kernels in float64 go, where few ones count as many as take as long.
 func (t *tinyColumns) columns() (n int) {
+	n = fewCost * len(t.few)
 	for _, s := range t.spans {
 		n += s.len()
 	}
 	return n
 }
+
+// fewCost is the number of columns that take as long as one whose values are copied.
+const fewCost = 3
 
 // together reports whether two spans, with the columns between them, are one: the columns take less time than calls
 // for another span, or the spans have no others between them.
@@ -128,6 +161,9 @@ func (w *workspace) together(a, b tinySpan) bool {
 // unsetTinyColumns takes back what the kernels in float32 have for columns in spans.
 func (w *workspace) unsetTinyColumns() {
 	t := &w.tinyColumns
+	for _, f := range t.few {
+		w.coef[recordOf(f.at)+fieldN*lanes] = f.minusM
+	}
 	for _, s := range t.spans {
 		for i := s.first * coefLen; !t.all && i < s.end*coefLen; i += lanes * coefLen {
 			*(*[lanes]float32)(w.coef[i+fieldN*lanes:]) = [lanes]float32(t.own[i+fieldN*lanes:])
@@ -140,8 +176,7 @@ func (w *workspace) unsetTinyColumns() {
 func (w *workspace) setMasks(kinds []byte, s tinySpan) {
 	t := &w.tinyColumns
 	for j := s.first; j < s.end; j += lanes {
-		*(*[lanes]float32)(t.masks[j:]) = allKept
-		tiny := byte(0)
+		tiny, r := byte(0), (*record)(w.coef[j*coefLen:])
 		for v := w.eightKinds(kinds, j, s.end-j); v != 0; {
 			l := bits.TrailingZeros64(v) / 8
 			kind := byte(v >> (8 * l))
@@ -151,7 +186,7 @@ func (w *workspace) setMasks(kinds []byte, s tinySpan) {
 			}
 			t.masks[j+l], tiny = 0, tiny|1<<l
 			if kind&wideOutputs == 0 {
-				w.coef[j*coefLen+fieldN*lanes+l] = float32(math.NaN())
+				hide(r, l)
 			}
 		}
 		t.tiny[j/lanes] = tiny
@@ -216,7 +251,7 @@ const fetchRows = 8
 func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 	t := &w.tinyColumns
 	spans, columns := t.within(c, c+n)
-	if columns == 0 {
+	if columns+len(t.fewWithin(c, c+n)) == 0 {
 		w.sumColumnsOf(sums, c, 0, r0, r1, n)
 		return
 	}
@@ -237,7 +272,8 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 		for spans, columns = t.within(j, end); holds && columns > heldSlopes && end-j > lanes; spans, columns = t.within(j, end) {
 			end = j + roundUp((end-j)/2, lanes)
 		}
-		if columns == 0 {
+		few := t.fewWithin(j, end)
+		if columns+len(few) == 0 {
 			w.sumColumnsOf(sums, j, j-c, r0, r1, end-j)
 			continue
 		}
@@ -245,9 +281,17 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 			clear(s.clip(j, end).sums64(buf, j))
 		}
 		height := rowsOf(besideValues, end-j)
+		if len(few) > 0 {
+			height = fewRows(len(few), end-j)
+			w.setFew(buf, few, false)
+			clear(buf.sumsFew[:2*roundUp(len(few), lanes)])
+		}
 		var held []float32
 		if holds {
-			held, height = buf.dres[:], min(height, rowsOf(bufferLen, columns))
+			held = buf.dres[:]
+			if columns > 0 {
+				height = min(height, rowsOf(bufferLen, columns))
+			}
 		}
 		for r := r0; r < r1; r += height {
 			next := min(r+height, r1)
@@ -260,6 +304,9 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 				w.sumSpan64(buf, s, j, r, next, from(held, at))
 				at += s.len() * (next - r)
 			}
+			if len(few) > 0 {
+				w.sumFew(buf, r, next, holds)
+			}
 			if held == nil {
 				continue
 			}
@@ -271,11 +318,17 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 				w.putBack(b.dres, held[at:], s, b.n, &b)
 				at += b.len()
 			}
+			if len(few) > 0 {
+				buf.list.spread(w.sums.dres[r*w.geo.width:], buf.y[:], len(few), 0, next-r, w.geo.width)
+			}
 		}
 		for _, s := range spans {
 			s = s.clip(j, end)
 			w.addSpan64(buf, sums, s, j, c)
 			w.dropTiny(sums, s, c)
+		}
+		if len(few) > 0 {
+			buf.addFew(sums, c)
 		}
 	}
 }
@@ -368,8 +421,15 @@ func (w *workspace) dropTiny(sums *columnSums, s tinySpan, c int) {
 func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 	t := &w.tinyColumns
 	spans, columns := t.within(c, c+n)
-	if columns == 0 {
+	few := t.fewWithin(c, c+n)
+	switch {
+	case columns+len(few) == 0:
 		w.writePanel(i, c, rows, n, stride)
+		return
+	case len(few) > mostSpan:
+		half := roundUp(n/2, lineLen)
+		w.writeBeside(i, c, rows, half, stride)
+		w.writeBeside(i+half, c+half, rows, n-half, stride)
 		return
 	}
 	buf := w.buffers.take()
@@ -381,19 +441,31 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 		}
 		return
 	}
-	all := w.heldOf(spans, c, n)
+	all := w.heldOf(spans, few, c, n)
 	most := max(1, min(heldLen/all.len(), besideValues/n))
+	if len(few) > 0 {
+		w.setFew(buf, few, true)
+		if height := fewRows(len(few), n); height < most || columns == 0 && !w.apply.stream { // then nothing is held
+			most = height
+		}
+	}
 	// As the tasks do, it begins with the last rows. Kernels prefetch what is held next.
 	for end := rows; end > 0; end -= most {
 		height := min(most, end)
-		w.writeHeld(buf, all, spans, i+(end-height)*stride, c, height, n, stride)
+		w.writeHeld(buf, all, spans, len(few) > 0, i+(end-height)*stride, c, height, n, stride)
 	}
 }
 
-// heldOf returns which of n columns from column c on are held: those from the first span to the last. A called function
+// heldOf returns which of n columns from column c on are held: those from the first in a span, or of few, to the last. A called function
 // takes all of these in its groups.
-func (w *workspace) heldOf(spans []tinySpan, c, n int) tinySpan {
-	first, end := spans[0].clip(c, c+n).first-c, spans[len(spans)-1].clip(c, c+n).end-c
+func (w *workspace) heldOf(spans []tinySpan, few []fewColumn, c, n int) tinySpan {
+	first, end := n, 0
+	if last := len(spans) - 1; last >= 0 {
+		first, end = spans[0].clip(c, c+n).first-c, spans[last].clip(c, c+n).end-c
+	}
+	if last := len(few) - 1; last >= 0 {
+		first, end = min(first, (few[0].at-c)/lanes*lanes), max(end, min(roundUp(few[last].at-c+1, lanes), n))
+	}
 	if w.apply.act.variant() == actCalled {
 		first, end = first/heldTogether*heldTogether, min(roundUp(end, heldTogether), n)
 	}
@@ -408,7 +480,7 @@ const heldLen = 4 * bufferLen
 
 // writeHeld writes rows of n columns from column c on, of which those of all have outputs that are held first. The kernel
 // in float32 writes them among others, in the order of memory, if it has non-temporal stores.
-func (w *workspace) writeHeld(buf *buffers, all tinySpan, spans []tinySpan, i, c, rows, n, stride int) {
+func (w *workspace) writeHeld(buf *buffers, all tinySpan, spans []tinySpan, few bool, i, c, rows, n, stride int) {
 	for _, s := range spans {
 		s = s.clip(c, c+n)
 		w.writeSpan(buf, s, &all, i+s.first-c, rows, stride)
@@ -419,12 +491,28 @@ func (w *workspace) writeHeld(buf *buffers, all tinySpan, spans []tinySpan, i, c
 		k.masks, k.held, k.heldG = w.tinyColumns.masks[all.first:], buf.heldY[:], buf.heldG[:]
 		k.fetch = -4 * rows * stride
 	}
+	st, l := &w.applyTiny, &buf.list
+	if few {
+		w.writeFew(buf, st, i, c, rows, stride)
+		if k.stream {
+			l.spread(buf.heldY[:], buf.y[:], l.padded(), all.first, rows, all.len())
+		}
+		if k.stream && k.dres != nil {
+			l.spread(buf.heldG[:], buf.dres[:], l.padded(), all.first, rows, all.len())
+		}
+	}
 	w.kernel(&w.apply, &k)
+	y, g := !k.stream, !k.stream || k.dres == nil // if sums have stored g, the kernel in float32 writes dx alone
 	for _, s := range spans {
 		s = s.clip(c, c+n)
 		b := w.outputBlock(i+s.first-c, rows, stride, s)
-		// If sums have stored g, the kernel in float32 writes dx alone.
-		w.putBackHeld(buf, all, s, &b, !k.stream, !k.stream || k.dres == nil)
+		w.putBackHeld(buf, all, s, &b, y, g)
+	}
+	if few && y {
+		l.spread(st.y[i:], buf.y[:], l.padded(), c, rows, stride)
+	}
+	if few && g && st.dres != nil {
+		l.spread(st.dres[i:], buf.dres[:], l.padded(), c, rows, stride)
 	}
 }
 
@@ -469,11 +557,14 @@ func (w *workspace) outputBlock(i, rows, stride int, s tinySpan) block {
 }
 
 // writeCopyBeside is writeBeside for a row of columns from column c on whose inputs are copies. k has
-// its operands for the kernel in float32.
-func (w *workspace) writeCopyBeside(buf *buffers, c int, k *kernelArgs, row *block) {
+// its operands for the kernel in float32. Its few columns are at most mostSpan.
+func (w *workspace) writeCopyBeside(c int, k *kernelArgs, row *block) {
 	t, end := &w.tinyColumns, c+row.n
 	spans, columns := t.within(c, end)
+	few := t.fewWithin(c, end)
 	direct, all := columns == row.n && noneMixed(spans), tinySpan{first: c, end: end}
+	buf := w.buffers.take()
+	defer w.buffers.give(buf)
 	for _, s := range spans {
 		s = s.clip(c, end)
 		b := row.columns(s, c)
@@ -486,12 +577,22 @@ func (w *workspace) writeCopyBeside(buf *buffers, c int, k *kernelArgs, row *blo
 	if direct {
 		return
 	}
+	if len(few) > 0 {
+		w.setFew(buf, few, true)
+		w.writeFew(buf, &stage{x: row.x, dy: row.dy, res: row.res, dres: row.dres}, 0, c, 1, row.n)
+	}
 	k.coef = w.coef[c*coefLen:]
 	w.elementwise(w.apply.kernel, w.apply.act, k, row)
 	for _, s := range spans {
 		s = s.clip(c, end)
 		b := row.columns(s, c)
 		w.putBackHeld(buf, all, s, &b, true, true)
+	}
+	if len(few) > 0 {
+		buf.list.spread(row.y, buf.y[:], 0, c, 1, row.n)
+	}
+	if len(few) > 0 && row.dres != nil {
+		buf.list.spread(row.dres, buf.dres[:], 0, c, 1, row.n)
 	}
 }
 

@@ -255,7 +255,7 @@ func TestManyBesideBorders(t *testing.T) {
 }
 
 // TestSpans: columns of tiny numbers that are close together are one span, with those between them, where they
-// have few rows.
+// have few rows. Those that are few are in no span.
 func TestSpans(t *testing.T) {
 	const g, wide = tinyGradients, wideOutputs
 	eight := func(of ...int) map[int]byte { // first columns of 8, and their kinds
@@ -267,30 +267,71 @@ func TestSpans(t *testing.T) {
 		}
 		return kinds
 	}
+	two := func(first ...int) map[int]byte { // first columns of two, which are not few in a vector
+		kinds := map[int]byte{}
+		for _, j := range first {
+			kinds[j], kinds[j+1] = g, g
+		}
+		return kinds
+	}
+	at := func(step, n int) (list []int) {
+		for i := range n {
+			list = append(list, step*i)
+		}
+		return list
+	}
+	every := func(step, n int) map[int]byte {
+		kinds := map[int]byte{}
+		for _, j := range at(step, n) {
+			kinds[j] = g
+		}
+		return kinds
+	}
+	with := func(kinds map[int]byte, j int, kind byte) map[int]byte {
+		kinds[j] = kind
+		return kinds
+	}
 	for _, c := range []struct {
 		rows     int
 		kinds    map[int]byte // of 600 columns
 		backward bool
 		want     []tinySpan
+		few      []int
 	}{
-		{4, nil, true, nil},
-		{4, map[int]byte{3: g}, true, []tinySpan{{0, 8, true}}},
-		{4, map[int]byte{3: g}, false, []tinySpan{{0, 8, true}}},
-		{4, map[int]byte{3: g, 140: g}, true, []tinySpan{{0, 144, true}}},
-		{4, map[int]byte{3: g, 188: g}, false, []tinySpan{{0, 8, true}, {184, 192, true}}},
-		{4, map[int]byte{3: g, 100: g, 188: g}, false, []tinySpan{{0, 192, true}}},         // less than a third of the columns
-		{4, map[int]byte{3: g, 100: g, 188: g, 290: g}, false, []tinySpan{{0, 600, true}}}, // more
-		{4, map[int]byte{3: g, 100: g, 188: g, 290: g, 400: wide}, false, []tinySpan{{0, 192, true}, {288, 296, true}}},
-		{4, map[int]byte{3: g, 144: g}, true, []tinySpan{{0, 8, true}, {144, 152, true}}},
-		{4, map[int]byte{3: g, 100: g, 200: g, 300: g}, true, []tinySpan{{0, 208, true}, {296, 304, true}}},
-		{4, map[int]byte{3: g, 20: wide, 40: g}, true, []tinySpan{{0, 8, true}, {40, 48, true}}},
-		{32, map[int]byte{3: g, 30: g}, true, []tinySpan{{0, 32, true}}},
-		{32, map[int]byte{3: g, 32: g}, true, []tinySpan{{0, 8, true}, {32, 40, true}}},
-		{64, map[int]byte{3: g, 16: g}, true, []tinySpan{{0, 24, true}}},
-		{65, map[int]byte{3: g, 16: g}, true, []tinySpan{{0, 8, true}, {16, 24, true}}},
-		{4, eight(0, g), true, []tinySpan{{0, 8, false}}},
-		{4, eight(0, g, 8, g|tinyDeviations), true, []tinySpan{{0, 16, false}}}, // of two kinds
-		{4, eight(0, g, 8, g|tinyDeviations, 24, g), true, []tinySpan{{0, 32, true}}},
+		{4, nil, true, nil, nil},
+		{4, two(3), true, []tinySpan{{0, 8, true}}, nil},
+		{4, two(3), false, []tinySpan{{0, 8, true}}, nil},
+		{4, two(3, 140), true, []tinySpan{{0, 144, true}}, nil},
+		{4, two(3, 188), false, []tinySpan{{0, 8, true}, {184, 192, true}}, nil},
+		{4, two(3, 100, 188), false, []tinySpan{{0, 192, true}}, nil},      // less than a third of the columns
+		{4, two(3, 100, 188, 290), false, []tinySpan{{0, 600, true}}, nil}, // more
+		{4, with(two(3, 100, 188, 290), 400, wide), false, []tinySpan{{0, 192, true}, {288, 296, true}}, nil},
+		{4, two(3, 144), true, []tinySpan{{0, 8, true}, {144, 152, true}}, nil},
+		{4, two(3, 100, 200, 300), true, []tinySpan{{0, 208, true}, {296, 304, true}}, nil},
+		{4, with(two(3, 40), 20, wide), true, []tinySpan{{0, 8, true}, {40, 48, true}}, nil},
+		{32, two(3, 29), true, []tinySpan{{0, 32, true}}, nil},
+		{32, two(3, 32), true, []tinySpan{{0, 8, true}, {32, 40, true}}, nil},
+		{64, two(3, 16), true, []tinySpan{{0, 24, true}}, nil},
+		{65, two(3, 16), true, []tinySpan{{0, 8, true}, {16, 24, true}}, nil},
+		{4, eight(0, g), true, []tinySpan{{0, 8, false}}, nil},
+		{4, eight(0, g, 8, g|tinyDeviations), true, []tinySpan{{0, 16, false}}, nil}, // of two kinds
+		{4, eight(0, g, 8, g|tinyDeviations, 24, g), true, []tinySpan{{0, 32, true}}, nil},
+
+		{4, map[int]byte{3: g}, true, nil, []int{3}},
+		{4, map[int]byte{3: g, 599: g}, false, nil, []int{3, 599}},
+		{fewTall, map[int]byte{300: g}, true, nil, []int{300}},
+		{fewTall + 1, map[int]byte{300: g}, true, []tinySpan{{296, 304, true}}, nil},
+		{fewTall + 1, map[int]byte{300: g, 500: g}, true, nil, []int{300, 500}},
+		{4, map[int]byte{3: g, 4: g, 12: g}, true, nil, []int{3, 4, 12}},                        // 3 in two vectors
+		{4, map[int]byte{3: g, 4: g, 12: g, 13: g}, true, []tinySpan{{0, 16, true}}, nil},       // 4
+		{4, map[int]byte{3: g, 20: wide}, true, []tinySpan{{0, 8, true}}, nil},                  // wide columns go with spans
+		{4, with(two(3, 300), 290, g), true, []tinySpan{{0, 8, true}}, []int{290, 300, 301}},    // by 256 columns
+		{4, map[int]byte{255: g, 256: g, 511: g, 512: g}, true, nil, []int{255, 256, 511, 512}}, // on both sides
+		{4, with(with(two(3), 100, g), 200, g), true, nil, []int{3, 4, 100, 200}},
+		{4, every(9, 66), false, nil, at(9, 66)},
+		{4, every(9, 67), false, []tinySpan{{0, 600, true}}, nil}, // as long as a third of the columns
+		{4, every(9, 67), true, nil, at(9, 67)},
+		{4, map[int]byte{8: g, 24: g, 40: g, 56: g}, false, nil, []int{8, 24, 40, 56}}, // 12 of 600
 	} {
 		p, err := NewPlan(Shape{Outer: c.rows, Channels: 600, Inner: 1})
 		if err != nil {
@@ -307,6 +348,13 @@ func TestSpans(t *testing.T) {
 		if got := w.tinyColumns.spans; !slices.Equal(got, c.want) {
 			t.Errorf("%d rows, backward %t, kinds %v: spans are %v, want %v", c.rows, c.backward, c.kinds, got, c.want)
 		}
+		var few []int
+		for _, f := range w.tinyColumns.few {
+			few = append(few, f.at)
+		}
+		if !slices.Equal(few, c.few) {
+			t.Errorf("%d rows, backward %t, kinds %v: few columns are %v, want %v", c.rows, c.backward, c.kinds, few, c.few)
+		}
 		for j, kind := range kinds {
 			in := false
 			for _, s := range w.tinyColumns.spans {
@@ -314,6 +362,7 @@ func TestSpans(t *testing.T) {
 			}
 			all := w.tinyColumns.all // which need no masks
 			keeps := in && !all && w.tinyColumns.masks[j] != 0
+			in = in || slices.Contains(few, j)
 			if kind&g != 0 && (!in || keeps) || kind == 0 && in && !all && !keeps {
 				t.Errorf("%d rows, kinds %v: column %d of kind %d is in a span: %t, keeps its output: %t", c.rows, c.kinds, j, kind, in, keeps)
 			}

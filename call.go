@@ -267,6 +267,7 @@ func (w *workspace) run(do phases) {
 	if w.applyTiny = w.apply; w.way.stores {
 		w.storeGradients()
 	}
+	w.tinyColumns.found = w.tinyColumns.found[:0]
 	g, way := w.geo, &w.way
 	if way.fused {
 		w.parallel(ceilDiv(g.channels, way.tasks), w.fusedTask)

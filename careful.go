@@ -546,15 +546,13 @@ func (l *columnList) pick(s *stage, buf *buffers, to, i, rows, n, stride int) {
 		if t.from == nil {
 			continue
 		}
+		if l.apart {
+			sideBySide(t.to, t.from[i:], l.at[:n], n, 0, rows, stride)
+			continue
+		}
 		for row := range rows {
 			from := t.from[i+row*stride:]
 			to := t.to[row*n:][:n]
-			if l.apart {
-				for c, j := range l.at[:n] {
-					to[c] = from[j]
-				}
-				continue
-			}
 			for c := 0; c < n; {
 				j, m := l.at[c], 1
 				for c+m < n && l.at[c+m] == j+m {
@@ -563,6 +561,16 @@ func (l *columnList) pick(s *stage, buf *buffers, to, i, rows, n, stride int) {
 				copyShort(to[c:c+m], from[j:j+m])
 				c += m
 			}
+		}
+	}
+}
+
+// sideBySide copies the values of columns of some rows side by side, step values for a row. The first value is of column c.
+func sideBySide(to, from []float32, columns []int, step, c, rows, stride int) {
+	for row := range rows {
+		base, to := row*stride-c, to[row*step:][:len(columns)]
+		for i, j := range columns {
+			to[i] = from[base+j]
 		}
 	}
 }

@@ -87,6 +87,7 @@ func (p *Plans) SoilScratch() {
 		soil(w.tinyColumns.factors, math.NaN())
 		soil(w.tinyColumns.own, float32(math.NaN()))
 		soil(w.tinyColumns.tiny, 0xff)
+		soil(w.tinyColumns.found, 0xff)
 	}
 	for _, s := range p.scratch.rows.free {
 		soil(s.sums, math.NaN())

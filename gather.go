@@ -42,6 +42,7 @@ type buffers struct {
 	tinyZ        tinyZBuffers
 	sums         [sumLen]float64
 	sums64       [2 * besideColumns]float64
+	sumsFew      [2 * mostSpan]float64
 	inWindow     windowSums // of columns, in float64
 	constants    constants
 	list         columnList
@@ -421,7 +422,7 @@ func (w *workspace) applyCopy(buf *buffers, c, i, n int) {
 	}
 	switch {
 	case w.geo.layout == cols && w.someInBlocks:
-		w.writeCopyBeside(buf, c, &k, &b)
+		w.writeCopyBeside(c, &k, &b)
 	case outputs == 0:
 		k.coef = coef
 		w.elementwise(w.apply.kernel, w.apply.act, &k, &b)
