@@ -79,18 +79,17 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 		}
 	}
 	for i, f := range t.few {
-		t.few[i].minusM, t.masks[f.at] = w.coef[recordOf(f.at)+fieldN*lanes], 0
-		hide((*record)(w.coef[f.at/lanes*lanes*coefLen:]), f.at%lanes)
+		r, lane := (*record)(w.coef[f.at/lanes*lanes*coefLen:]), f.at%lanes
+		t.few[i].minusM, t.few[i].a, t.masks[f.at] = r[fieldN*lanes+lane], r[fieldA*lanes+lane], 0
+		hide(r, lane)
 	}
 }
 
-// hide lets the kernels in float32 compute NaN for a column, in no more time than usual: its constants of dx are 0, as
-// products with tiny ones take longer on AMD's processors.
+// hide lets the kernels in float32 compute NaN for a column, in no more time than usual: its factors are 0, since a product of
+// NaN and a subnormal factor takes longer on AMD's processors.
 func hide(r *record, lane int) {
-	r[fieldN*lanes+lane], r[fieldK1*lanes+lane], r[fieldK2*lanes+lane] = nan, 0, 0
+	r[fieldN*lanes+lane], r[fieldA*lanes+lane], r[fieldK1*lanes+lane], r[fieldK2*lanes+lane] = nan, 0, 0, 0
 }
-
-var nan = float32(math.NaN())
 
 // recordOf returns where the first constant of a column is in the records of columns.
 func recordOf(j int) int { return j/lanes*lanes*coefLen + j%lanes }
@@ -102,7 +101,11 @@ func (w *workspace) findBeside(kinds []byte) {
 	usual := false // there is a span, and all columns behind it are usual
 	for j, end := 0, 0; j < width; j = end {
 		if j%mostSpan == 0 {
-			if end = w.firstKind(kinds, j, width) / mostSpan * mostSpan; end > j {
+			first := w.firstKind(kinds, j, width)
+			if end = first / mostSpan * mostSpan; first == width {
+				end = width
+			}
+			if end > j {
 				t.all = false
 				continue
 			}
@@ -162,11 +165,13 @@ func (w *workspace) together(a, b tinySpan) bool {
 func (w *workspace) unsetTinyColumns() {
 	t := &w.tinyColumns
 	for _, f := range t.few {
-		w.coef[recordOf(f.at)+fieldN*lanes] = f.minusM
+		r := w.coef[recordOf(f.at):]
+		r[fieldN*lanes], r[fieldA*lanes] = f.minusM, f.a
 	}
 	for _, s := range t.spans {
 		for i := s.first * coefLen; !t.all && i < s.end*coefLen; i += lanes * coefLen {
 			*(*[lanes]float32)(w.coef[i+fieldN*lanes:]) = [lanes]float32(t.own[i+fieldN*lanes:])
+			*(*[lanes]float32)(w.coef[i+fieldA*lanes:]) = [lanes]float32(t.own[i+fieldA*lanes:])
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math"
+	"math/bits"
 	"slices"
 	"unsafe"
 )
@@ -939,11 +940,13 @@ func (w *workspace) setMixedGrads(c0, c1 int, check bool, sums totals) {
 	for c, end := c0, c0; c < c1 && in64; c = end {
 		end = min(c+callChannels, c1)
 		clear(w.channels.extent[c:end])
-		if n := w.markIn64(c, end); n*fewIn64 > end-c {
+		if w.manyUnusual(c, end) {
+			w.markIn64(c, end)
 			w.setAllGrads64(c, end, sums)
 			continue
 		}
 		for c = w.nextIn64(c, end); c < end; c = w.nextIn64(c+1, end) {
+			w.channels.extent[c] = nan
 			w.setGrads64(c, sums)
 		}
 	}
@@ -957,17 +960,30 @@ func (w *workspace) setMixedGrads(c0, c1 int, check bool, sums totals) {
 	}
 }
 
-// fewIn64 is the share of channels, as one of so many, from which on all are set as those that are in64. The others have
-// the same gradients by gamma and beta then, and are set once more.
-const fewIn64 = 8
-
-// markIn64 makes the extents of channels that are in64 NaN, and returns their number.
-func (w *workspace) markIn64(c0, c1 int) (n int) {
-	for c := w.nextIn64(c0, c1); c < c1; c = w.nextIn64(c+1, c1) {
-		w.channels.extent[c] = float32(math.NaN())
-		n++
+// manyUnusual reports whether so many of the channels from c to c1-1 have a form or tiny numbers that all are set as those
+// that are in64. The others have the same gradients by gamma and beta then, and are set once more.
+func (w *workspace) manyUnusual(c, c1 int) bool {
+	const share = 8 // as one of so many
+	n, forms, tiny := 0, w.channels.form[c:c1], w.channels.form[c:c1]
+	if w.anyTiny {
+		tiny = w.channels.tiny[c:c1]
 	}
-	return n
+	for ; len(forms) >= lanes && len(tiny) >= lanes; forms, tiny = forms[lanes:], tiny[lanes:] {
+		n += bits.OnesCount64(tinyBytes(ofEight(forms) | ofEight(tiny)))
+	}
+	for i, form := range forms {
+		if form|tiny[i] != 0 {
+			n++
+		}
+	}
+	return n*share > c1-c
+}
+
+// markIn64 makes the extents of channels that are in64 NaN.
+func (w *workspace) markIn64(c0, c1 int) {
+	for c := w.nextIn64(c0, c1); c < c1; c = w.nextIn64(c+1, c1) {
+		w.channels.extent[c] = nan
+	}
 }
 
 // setGrads64 is setGrads for a channel that is in64.
@@ -1339,6 +1355,8 @@ func (w *workspace) anyFormed(c0, c1 int) bool {
 func indexTrue(list []bool) int {
 	return bytes.IndexByte(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(list))), len(list)), 1)
 }
+
+var nan = float32(math.NaN())
 
 // wideOutputs is for a channel that is wide.
 const wideOutputs = 1 << 7

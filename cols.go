@@ -1,7 +1,5 @@
 package batchnorm
 
-import "math"
-
 // Calls in cols: the channels are adjacent. All sums are taken first, segment by
 // segment; then the outputs are written, some rows at a time.
 
@@ -154,7 +152,7 @@ func (w *workspace) sumColumns(seg int, k *columnSums, sum func(r0, r1, n int)) 
 func (w *workspace) hideSmall(k *columnSums, shift []float32) {
 	for j := 0; j < k.n && k.hides; j++ {
 		if w.isSmall(w.channelOf(k.first + j)) {
-			shift[j] = float32(math.NaN())
+			shift[j] = nan
 		}
 	}
 }

@@ -11,8 +11,8 @@ import (
 
 // fewColumn is one of few tiny columns.
 type fewColumn struct {
-	at     int
-	minusM float32 // for the kernels in float64
+	at        int
+	minusM, a float32 // for the kernels in float64
 }
 
 // findFew finds the columns from j to end-1 where something is tiny, if they are few, and reports whether they are. If there
@@ -70,16 +70,13 @@ func (w *workspace) setFew(buf *buffers, few []fewColumn, outputs bool) {
 	for i, f := range few {
 		l.at[i] = f.at
 		c, lane, r := w.channelOf(f.at), i%lanes, &k.records64[i/lanes]
-		from, to := w.coef[recordOf(f.at):], k.z[recordOf(i):]
-		to[fieldN*lanes], r.n[lane] = f.minusM, f.minusM
-		for field := fieldN + 1; field < coefLen; field++ {
-			to[field*lanes] = from[field*lanes]
-		}
+		b, to := w.coef[recordOf(f.at)+fieldB*lanes], k.z[recordOf(i):]
+		r.n[lane], to[fieldN*lanes], to[fieldA*lanes], to[fieldB*lanes] = f.minusM, f.minusM, f.a, b
 		if z {
-			k.ofZ[i] = w.factorZ(c, from[fieldA*lanes])
+			k.ofZ[i] = w.factorZ(c, f.a)
 		}
 		if gate {
-			r.s[lane], r.l[lane] = w.factorZ(c, from[fieldA*lanes]), leastThrough(from[fieldB*lanes])
+			r.s[lane], r.l[lane] = w.factorZ(c, f.a), leastThrough(b)
 		}
 		if w.backward && outputs {
 			r.k1[lane], r.k2[lane], r.a[lane] = ch.k1[c], ch.k2[c], ch.scale[c]

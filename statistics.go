@@ -43,8 +43,8 @@ func (o *operands) noStatistics() {
 	fill(o.mean, math.NaN())
 	fill(o.invstd, math.NaN())
 	fill(o.variance, math.NaN())
-	fill(o.batchMean, float32(math.NaN()))
-	fill(o.batchVar, float32(math.NaN()))
+	fill(o.batchMean, nan)
+	fill(o.batchVar, nan)
 }
 
 // oneForm requires the statistics in one form, float64 or float32, or none.

@@ -328,6 +328,9 @@ func (w *workspace) findUnusualAside(s *samples, n int) {
 		kind, small := s.kind, false
 		for i, v := range extent {
 			most := math.Float32bits(v)
+			if most-1 >= smallFirstBits && most < largeBits { // it is usual
+				continue
+			}
 			if s.moments && (maySpread(most) || most >= largeBits) {
 				w.lookMoments(s, j+i, magnitudeBits(firsts[i]), most)
 			}
