@@ -427,14 +427,8 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 	t := &w.tinyColumns
 	spans, columns := t.within(c, c+n)
 	few := t.fewWithin(c, c+n)
-	switch {
-	case columns+len(few) == 0:
+	if columns+len(few) == 0 {
 		w.writePanel(i, c, rows, n, stride)
-		return
-	case len(few) > mostSpan:
-		half := roundUp(n/2, lineLen)
-		w.writeBeside(i, c, rows, half, stride)
-		w.writeBeside(i+half, c+half, rows, n-half, stride)
 		return
 	}
 	buf := w.buffers.take()
@@ -562,7 +556,7 @@ func (w *workspace) outputBlock(i, rows, stride int, s tinySpan) block {
 }
 
 // writeCopyBeside is writeBeside for a row of columns from column c on whose inputs are copies. k has
-// its operands for the kernel in float32. Its few columns are at most mostSpan.
+// its operands for the kernel in float32.
 func (w *workspace) writeCopyBeside(c int, k *kernelArgs, row *block) {
 	t, end := &w.tinyColumns, c+row.n
 	spans, columns := t.within(c, end)

@@ -56,7 +56,8 @@ func (t *tinyColumns) fewWithin(j, end int) []fewColumn {
 	return t.few[from(j):from(end)]
 }
 
-// setFew lists few columns, at most mostSpan, and sets their constants, side by side: those of dx too if they are known.
+// setFew lists the few columns of a panel, of which there are less than mostSpan, and sets their constants, side by side: those
+// of dx too if they are known.
 func (w *workspace) setFew(buf *buffers, few []fewColumn, outputs bool) {
 	k, ch, l := &buf.constants, &w.channels, &buf.list
 	k.reset(cols)
