@@ -80,13 +80,15 @@ func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 	}
 	for i, f := range t.few {
 		r, lane := (*record)(w.coef[f.at/lanes*lanes*coefLen:]), f.at%lanes
-		t.few[i].minusM, t.few[i].a, t.masks[f.at] = r[fieldN*lanes+lane], r[fieldA*lanes+lane], 0
+		f.minusM, f.a = r[fieldN*lanes+lane], r[fieldA*lanes+lane]
+		f.factor = w.factorZ(w.channelOf(f.at), f.a)
+		t.few[i], t.masks[f.at] = f, 0
 		hide(r, lane)
 	}
 }
 
 // hide lets the kernels in float32 compute NaN for a column, in no more time than usual: its factors are 0, since a product of
-// NaN and a subnormal factor takes longer on AMD's processors.
+// NaN and a subnormal factor takes longer on AMD's processors. Those of dx are set again before they are needed again.
 func hide(r *record, lane int) {
 	r[fieldN*lanes+lane], r[fieldA*lanes+lane], r[fieldK1*lanes+lane], r[fieldK2*lanes+lane] = nan, 0, 0, 0
 }
@@ -109,8 +111,7 @@ func (w *workspace) findBeside(kinds []byte) {
 				t.all = false
 				continue
 			}
-			if end = min(j+mostSpan, width); w.findFew(kinds, j, end) {
-				usual = false
+			if end = min(j+mostSpan, width); w.findFew(kinds, j, end) { // as many columns as no span reaches over
 				continue
 			}
 		}

@@ -99,6 +99,11 @@ func (p *Plans) SoilScratch() {
 		for _, list := range [][]float32{s.x[:], s.dy[:], s.res[:], s.y[:], s.dres[:], s.scaled[:], s.g[:], s.heldY[:], s.heldG[:]} {
 			soil(list, float32(math.NaN()))
 		}
+		soil(s.sumsFew[:], math.NaN())
+		soil(s.constants.ofZ[:], math.NaN())
+		soil(s.constants.records[0][:], float32(math.NaN()))
+		soil(s.constants.records64[:], record64{s: sameLanes(math.NaN()), n: sameLanes(float32(math.NaN()))})
+		soil(s.list.at[:], math.MaxInt)
 		soil(s.sums[:], math.NaN())
 		soil(s.sums64[:], math.NaN())
 		soil(s.largest[:], math.MaxFloat32)

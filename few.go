@@ -9,10 +9,11 @@ import (
 // in a cache, and the kernels in float64 go over the copies. To go over their vectors would take as long for each of them as
 // for 8.
 
-// fewColumn is one of few tiny columns.
+// fewColumn is one of few tiny columns, with the constants that the kernels in float32 don't see.
 type fewColumn struct {
 	at        int
-	minusM, a float32 // for the kernels in float64
+	minusM, a float32
+	factor    float64 // of x-m in z
 }
 
 // findFew finds the columns from j to end-1 where something is tiny, if they are few, and reports whether they are. If there
@@ -27,7 +28,7 @@ func (w *workspace) findFew(kinds []byte, j, end int) bool {
 		}
 		tiny := tinyBytes(v)
 		n, vectors = n+bits.OnesCount64(tiny), vectors+1
-		if v&(wideOutputs*eachByte) != 0 || 2*n > fewMost*(vectors+(end-i)/lanes) {
+		if v&(wideOutputs*eachByte) != 0 || 2*n > fewMost*(vectors+(end-i)/lanes) { // the count of wide ones is not used
 			t.few = t.few[:before]
 			return false
 		}
@@ -74,10 +75,10 @@ func (w *workspace) setFew(buf *buffers, few []fewColumn, outputs bool) {
 		b, to := w.coef[recordOf(f.at)+fieldB*lanes], k.z[recordOf(i):]
 		r.n[lane], to[fieldN*lanes], to[fieldA*lanes], to[fieldB*lanes] = f.minusM, f.minusM, f.a, b
 		if z {
-			k.ofZ[i] = w.factorZ(c, f.a)
+			k.ofZ[i] = f.factor
 		}
 		if gate {
-			r.s[lane], r.l[lane] = w.factorZ(c, f.a), leastThrough(b)
+			r.s[lane], r.l[lane] = f.factor, leastThrough(b)
 		}
 		if w.backward && outputs {
 			r.k1[lane], r.k2[lane], r.a[lane] = ch.k1[c], ch.k2[c], ch.scale[c]

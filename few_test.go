@@ -111,6 +111,8 @@ func TestFew(t *testing.T) {
 			every := []int{5, 16, 64, s.Channels}[i%4]
 			few := func(channel int) int {
 				switch {
+				case i%3 == 1 && channel/mostSpan%2 == 1: // these are not few
+					return channel % 3
 				case channel%every == every/2:
 					return 1 + channel/every%4
 				case channel%(8*every) == every/2+1: // two side by side
@@ -178,5 +180,37 @@ func TestManyUnusual(t *testing.T) {
 		if got := w.manyUnusual(c.c, c.c1); got != c.want {
 			t.Errorf("forms %v and tiny numbers %v of channels %d to %d are many: %t, want %t", c.forms, c.tiny, c.c, c.c1-1, got, c.want)
 		}
+	}
+}
+
+// BenchmarkTinyFactors: the time that tiny factors of some columns take in a float32 kernel. Intel's processors take an assist
+// for each product; on AMD's a product takes longer where those before it had usual factors.
+func BenchmarkTinyFactors(b *testing.B) {
+	const rows, n = 64, 512
+	x, dy, y := gen.Normal(1, rows*n, 0, 1), gen.Uniform(2, rows*n, -1, 1), make([]float32, rows*n)
+	for _, c := range []struct {
+		name  string
+		every int // one column of so many is tiny
+		k2    float32
+		minus float32 // the mean, negated
+	}{
+		{"usual", 1, 0.1, 0.5}, {"all", 1, 1e-40, 0.5}, {"of 8", 8, 1e-40, 0.5}, {"of 64", 64, 1e-40, 0.5},
+		{"of 64, NaN", 64, 1e-40, nan}, {"of 64, hidden", 64, 0, nan},
+	} {
+		coef := make([]float32, n*coefLen)
+		for j := range n {
+			r := coef[recordOf(j):]
+			r[fieldN*lanes], r[fieldA*lanes], r[fieldK1*lanes], r[fieldK2*lanes] = 0.5, 1.1, 0.1, 0.1
+			if j%c.every == c.every/2 {
+				r[fieldN*lanes], r[fieldK2*lanes] = c.minus, c.k2
+			}
+		}
+		b.Run(c.name, func(b *testing.B) {
+			b.SetBytes(4 * 3 * rows * n)
+			for range b.N {
+				k := kernelArgs{x: x, dy: dy, y: y, rows: rows, n: n, stride: n, coef: coef, single: rows}
+				DefaultPath().run(kernelInputGrad, cols, Identity, &k)
+			}
+		})
 	}
 }
