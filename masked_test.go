@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/fusedbn/batchnorm"
+	"github.com/fusedbn/batchnorm/internal/gen"
 )
 
 // sameAsPureGo requires the bits of pure Go of a mode, on the fastest path.
@@ -171,6 +172,57 @@ func TestZeroSumsAlone(t *testing.T) {
 				want := float64(g) * float64(p.x[at(3)]-p.x[at(7)]) * before.invstd[channel]
 				if d := math.Abs(float64(before.dgamma[channel]) - want); d > 1e-6*math.Abs(want)+0x1p-140 {
 					t.Errorf("%v, gradients of %g, x * %g: dgamma is %g, want %g", s, g, scale, before.dgamma[channel], want)
+				}
+			}
+		}
+	}
+}
+
+// TestMaskedLooks: whether sums that are not finite can be others depends on values that are data, not on padding: gradients
+// and inputs are the same without it.
+func TestMaskedLooks(t *testing.T) {
+	const channels, valid = 136, 9
+	positions := []int{1, 2, 4, 5, 8, 9, 10, 13, 15} // the valid ones of 16
+	nan, huge := float32(math.NaN()), float32(3e38)
+	for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
+		for _, path := range batchnorm.Paths() {
+			x, dy := gen.Normal(1, valid*channels, 0.3, 1), gen.Uniform(2, valid*channels, 0.5, 1)
+			for _, r := range []int{3, 4, 5, 6} { // sums of these overflow
+				dy[r*channels+1], dy[r*channels+9] = huge, huge
+				x[r*channels+2] = huge
+			}
+			dy[0*channels+3], dy[5*channels+4], dy[8*channels+9], x[7*channels+5], x[2] = nan, nan, nan, nan, nan
+			mean, invstd := make([]float32, channels), gen.Uniform(3, channels, 0.5, 2)
+			run := func(s batchnorm.Shape, x, dy []float32, m batchnorm.Mask) (dx, dgamma, dbeta []float32) {
+				p, err := batchnorm.NewPlan(s, batchnorm.WithPath(path), batchnorm.WithActivation(act))
+				if err != nil {
+					t.Fatal(err)
+				}
+				dx, dgamma, dbeta = make([]float32, s.Len()), make([]float32, channels), make([]float32, channels)
+				if err := p.FrozenBackward(batchnorm.FrozenBackwardArgs{X: x, DY: dy, Mean: mean, Var: invstd, Mask: m, DX: dx, DGamma: dgamma, DBeta: dbeta}); err != nil {
+					t.Fatal(err)
+				}
+				return dx, dgamma, dbeta
+			}
+			s := batchnorm.Shape{16, channels, 1}
+			m := batchnorm.Mask{Valid: make([]bool, s.Outer)}
+			wholeX, wholeDY := gen.Normal(4, s.Len(), 0, 1), make([]float32, s.Len())
+			for i := range wholeDY {
+				wholeX[i], wholeDY[i] = nan, nan
+			}
+			for i, at := range positions {
+				m.Valid[at] = true
+				copy(wholeX[at*channels:][:channels], x[i*channels:])
+				copy(wholeDY[at*channels:][:channels], dy[i*channels:])
+			}
+			wantDX, wantGamma, wantBeta := run(batchnorm.Shape{valid, channels, 1}, x, dy, batchnorm.Mask{})
+			dx, dgamma, dbeta := run(s, wholeX, wholeDY, m)
+			if !slices.EqualFunc(dgamma, wantGamma, sameBits) || !slices.EqualFunc(dbeta, wantBeta, sameBits) {
+				t.Errorf("%v, %v: dgamma and dbeta are %g and %g, without padding %g and %g", act, path, dgamma, dbeta, wantGamma, wantBeta)
+			}
+			for i, at := range positions {
+				if got, want := dx[at*channels:][:channels], wantDX[i*channels:][:channels]; !slices.EqualFunc(got, want, sameBits) {
+					t.Errorf("%v, %v: dx at position %d is %g, without padding %g", act, path, at, got, want)
 				}
 			}
 		}

@@ -637,8 +637,15 @@ func (w *workspace) largestInStrips(values []float32, c int, sums []float64) {
 	most := maxCall / g.height &^ (lanes - 1)
 	for at := 0; at < len(sums); at += most {
 		n, i := min(most, len(sums)-at), c+at
-		if w.largest(values[i:], 1, n, 0, extent[at:]); g.height > 1 && unexplained(sums[at:at+n], extent[at:]) {
+		w.largest(values[w.element(i):], 1, n, 0, extent[at:])
+		switch {
+		case g.height == 1 || !unexplained(sums[at:at+n], extent[at:]):
+		case w.source == nil:
 			w.larger(values[i+g.width:], g.height-1, n, g.width, extent[at:])
+		default: // rows may be apart
+			for r := 1; r < g.height; r++ {
+				w.larger(values[w.element(i+r*g.width):], 1, n, 0, extent[at:])
+			}
 		}
 	}
 }
@@ -666,7 +673,7 @@ func (w *workspace) largestGradients(c int, sums []float64) {
 	for at := 0; at < len(sums); at += bufferLen {
 		n := min(bufferLen, len(sums)-at)
 		for r := 0; r < g.height && (r != 1 || unexplained(sums[at:at+n], extent[at:])); r++ {
-			i := r*g.width + c + at
+			i := w.element(r*g.width + c + at)
 			k := &kernelArgs{x: s.x[i:], dy: s.dy[i:], res: from(s.res, i), y: buf.y[:], dres: buf.g[:], // dx is not used
 				act: w.act, coef: w.coef[(c+at)*coefLen:], rows: 1, n: n, stride: n}
 			w.plan.path.run(kernelInputGrad, cols, s.act, k)
@@ -691,10 +698,10 @@ func allFinite(list []float64) bool {
 	return true
 }
 
-// inStrips reports whether every column is a channel of few values, in the caller's tensors, and there are vectors.
+// inStrips reports whether every column is a channel of few values, whose rows are in the caller's tensors, and there are vectors.
 func (w *workspace) inStrips() bool {
 	g := w.geo
-	return g.layout == cols && g.width == g.channels && g.height <= stripRows && w.source == nil && w.plan.path.whole(lanes) > 0
+	return g.layout == cols && g.width == g.channels && g.height <= stripRows && !w.inverted() && w.plan.path.whole(lanes) > 0
 }
 
 // tooFar flags channels whose sums overflowed when they were taken again: given statistics are far from
