@@ -454,3 +454,32 @@ func TestStreams(t *testing.T) {
 		}
 	}
 }
+
+// TestUnexplained: sums that are not finite are explained by extents that are not, and a sum of products overflowed where that of
+// gradients is finite, in whole vectors and behind them.
+func TestUnexplained(t *testing.T) {
+	inf := math.Inf(1)
+	for n := range 3 * lanes {
+		bad, good, extent, number := make([]float64, n), make([]float64, n), make([]float32, n), make([]float32, n)
+		for i := range n {
+			bad[i], extent[i] = []float64{math.NaN(), inf, -inf}[i%3], []float32{nan, float32(inf)}[i%2]
+			good[i], number[i] = float64(i), math.MaxFloat32
+		}
+		if unexplained(bad, extent) || unexplained(good, number) || unexplained(good, extent) || n > 0 && !unexplained(bad, number) {
+			t.Errorf("%d sums are explained as others", n)
+		}
+		if anyOverflowed(bad, bad) || anyOverflowed(bad, good) || anyOverflowed(good, good) || n > 0 && !anyOverflowed(good, bad) {
+			t.Errorf("%d sums have overflowed as others", n)
+		}
+		for i := range n {
+			v, p := extent[i], bad[i]
+			if extent[i] = 3; !unexplained(bad, extent) {
+				t.Errorf("sum %d of %d is explained", i, n)
+			}
+			if bad[i] = math.MaxFloat64; !anyOverflowed(bad, slices.Repeat([]float64{inf}, n)) {
+				t.Errorf("sum %d of %d has not overflowed", i, n)
+			}
+			extent[i], bad[i] = v, p
+		}
+	}
+}

@@ -622,12 +622,24 @@ func (w *workspace) findInfinite(c, end int, check bool, sums totals) bool {
 
 // anyOverflowed reports whether some sums are as overflowed says.
 func anyOverflowed(p, r []float64) bool {
-	const exponent, one = 0x7ff << 52, 1 << 52
+	for ; len(p) >= lanes && noneFinite((*[lanes]float64)(p)); p, r = p[lanes:], r[lanes:] { // as they often are
+	}
 	some := uint64(0)
 	for i, r := range r[:len(p)] {
-		some |= (math.Float64bits(r)&exponent + one) &^ (math.Float64bits(p[i])&exponent + one) // with the sign where it is not finite
+		some |= notFinite(r) &^ notFinite(p[i])
 	}
 	return some>>63 != 0
+}
+
+// notFinite has the sign bit of a number that is not finite.
+func notFinite(v float64) uint64 {
+	const exponent, one = 0x7ff << 52, 1 << 52
+	return math.Float64bits(v)&exponent + one
+}
+
+// noneFinite reports whether 8 numbers are NaN or infinities.
+func noneFinite(v *[lanes]float64) bool {
+	return notFinite(v[0])&notFinite(v[1])&notFinite(v[2])&notFinite(v[3])&notFinite(v[4])&notFinite(v[5])&notFinite(v[6])&notFinite(v[7])>>63 != 0
 }
 
 // largestInStrips sets the extents of the channels of some sums, from channel c on, to their largest magnitudes, or to
@@ -652,12 +664,20 @@ func (w *workspace) largestInStrips(values []float32, c int, sums []float64) {
 
 // unexplained reports whether a sum is not finite where the extent is.
 func unexplained(sums []float64, extent []float32) bool {
+	for ; len(sums) >= lanes && noneBelow((*[lanes]float32)(extent), infinityBits); sums, extent = sums[lanes:], extent[lanes:] { // as they often are
+	}
 	for i, v := range extent[:len(sums)] {
 		if isNumber(v) && sums[i]-sums[i] != 0 {
 			return true
 		}
 	}
 	return false
+}
+
+// noneBelow reports whether the bits of 8 magnitudes are at least those of a limit.
+func noneBelow(v *[lanes]float32, limit uint32) bool {
+	bits := math.Float32bits
+	return min(bits(v[0]), bits(v[1]), bits(v[2]), bits(v[3]), bits(v[4]), bits(v[5]), bits(v[6]), bits(v[7])) >= limit
 }
 
 // largestGradients is largestInStrips for the magnitudes of g.
