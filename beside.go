@@ -42,17 +42,18 @@ type tinySpan struct {
 // or for the outputs: those of dx are known with the sums.
 func (w *workspace) setTinyColumns(kinds []byte, outputs bool) {
 	t, width := &w.tinyColumns, w.geo.width
+	padded := roundUp(width, lanes)
+	if len(t.masks) < padded { // with room for any kinds, so that later calls allocate nothing
+		t.masks, t.factors, t.records = make([]float32, padded), make([]float64, padded), make([]record64, padded/lanes)
+		t.own, t.tiny = make([]float32, padded*coefLen), make([]byte, padded/lanes)
+		t.spans, t.few, t.found = make([]tinySpan, 0, padded/lanes), make([]fewColumn, 0, mostOfFew(padded)), make([]byte, 0, padded)
+	}
 	if kinds = kinds[:w.geo.channels]; !bytes.Equal(t.found, kinds) {
 		t.found = append(t.found[:0], kinds...)
 		w.findBeside(kinds)
 	}
 	if len(t.spans)+len(t.few) == 0 {
 		return
-	}
-	padded := roundUp(width, lanes)
-	if len(t.masks) < padded {
-		t.masks, t.factors, t.records = make([]float32, padded), make([]float64, padded), make([]record64, padded/lanes)
-		t.own, t.tiny = make([]float32, padded*coefLen), make([]byte, padded/lanes)
 	}
 	if t.coef = t.own; t.all {
 		t.coef = w.coef

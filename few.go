@@ -48,6 +48,9 @@ func (w *workspace) findFew(kinds []byte, j, end int) bool {
 // to go over the vectors.
 const fewMost = 3
 
+// mostOfFew is at least the number of tiny columns that are listed at a time, of so many.
+func mostOfFew(n int) int { return fewMost*ceilDiv(n, lanes)/2 + lanes }
+
 // fewTall is the number of rows beyond which one tiny column is none of few: the kernels prefetch its vectors.
 const fewTall = 1 << 10
 

@@ -151,6 +151,44 @@ func (c *fewCall) compare(t *testing.T, path Path, kind int, few func(int) int, 
 	}
 }
 
+// TestFewAllocateOnce: the first call with tiny columns makes room for any number of them.
+func TestFewAllocateOnce(t *testing.T) {
+	s := Shape{8, 1000, 1}
+	p, err := NewPlan(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, gamma := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(4, s.Channels, 0.5, 1.5)
+	mean, invstd, dx := make([]float64, s.Channels), make([]float64, s.Channels), make([]float32, s.Len())
+	if err := p.Forward(ForwardArgs{X: x, Y: dx, Gamma: gamma, Mean: mean, InvStd: invstd}); err != nil {
+		t.Fatal(err)
+	}
+	backward := func(every int) {
+		dy := gen.Uniform(2, s.Len(), -1, 1)
+		for i := range dy {
+			if i%s.Channels%every == 0 {
+				dy[i] = float32(float64(dy[i]) * 1e-38)
+			}
+		}
+		if n := testing.AllocsPerRun(1, func() {
+			if err := p.Backward(BackwardArgs{X: x, DY: dy, Gamma: gamma, Mean: mean, InvStd: invstd, DX: dx}); err != nil {
+				t.Error(err)
+			}
+		}); n > 0 {
+			t.Errorf("one of %d columns is tiny: %v allocations", every, n)
+		}
+	}
+	backward(s.Channels)
+	w := p.memory().workspaces.free[0]
+	spans, few, found := cap(w.tinyColumns.spans), cap(w.tinyColumns.few), cap(w.tinyColumns.found)
+	for _, every := range []int{3, 5, 6, 7, 8, 12, 16, 100} {
+		backward(every)
+	}
+	if t0 := &w.tinyColumns; cap(t0.spans) != spans || cap(t0.few) != few || cap(t0.found) != found {
+		t.Errorf("room for %d spans, %d few columns and %d kinds has grown to %d, %d and %d", spans, few, found, cap(t0.spans), cap(t0.few), cap(t0.found))
+	}
+}
+
 // TestManyUnusual: channels with a form or tiny numbers are counted, in whole vectors and behind them.
 func TestManyUnusual(t *testing.T) {
 	const n = 100

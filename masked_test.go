@@ -199,7 +199,8 @@ func TestMaskedLooks(t *testing.T) {
 					t.Fatal(err)
 				}
 				dx, dgamma, dbeta = make([]float32, s.Len()), make([]float32, channels), make([]float32, channels)
-				if err := p.FrozenBackward(batchnorm.FrozenBackwardArgs{X: x, DY: dy, Mean: mean, Var: invstd, Mask: m, DX: dx, DGamma: dgamma, DBeta: dbeta}); err != nil {
+				err = p.FrozenBackward(batchnorm.FrozenBackwardArgs{X: x, DY: dy, Mean: mean, Var: invstd, Mask: m, DX: dx, DGamma: dgamma, DBeta: dbeta})
+				if err != nil {
 					t.Fatal(err)
 				}
 				return dx, dgamma, dbeta

@@ -664,7 +664,8 @@ func (w *workspace) largestInStrips(values []float32, c int, sums []float64) {
 
 // unexplained reports whether a sum is not finite where the extent is.
 func unexplained(sums []float64, extent []float32) bool {
-	for ; len(sums) >= lanes && noneBelow((*[lanes]float32)(extent), infinityBits); sums, extent = sums[lanes:], extent[lanes:] { // as they often are
+	for len(sums) >= lanes && noneBelow((*[lanes]float32)(extent), infinityBits) { // as they often are
+		sums, extent = sums[lanes:], extent[lanes:]
 	}
 	for i, v := range extent[:len(sums)] {
 		if isNumber(v) && sums[i]-sums[i] != 0 {

@@ -802,6 +802,8 @@ var mutations = []mutation{
 		old: "w.largest(values[w.element(i):], 1, n, 0", new: "w.largest(values[i:], 1, n, 0"},
 	{name: "masks: g of a look is that of padding", file: "rescue.go", pkg: ".", tests: "TestMaskedLooks",
 		old: "i := w.element(r*g.width + c + at)", new: "i := r*g.width + c + at"},
+	{name: "few: the first call has room for its own", file: "beside.go", pkg: ".", tests: "TestFewAllocateOnce",
+		old: "make([]fewColumn, 0, mostOfFew(padded))", new: "make([]fewColumn, 0, 1)"},
 	{name: "few: those beside spans are not held", file: "beside.go", pkg: ".", tests: "TestFew",
 		old: "if last := len(few) - 1; last >= 0 {", new: "if last := len(few) - 1; last >= 0 && len(spans) == 0 {"},
 	{name: "few: a missing column has the values of another call", file: "few.go", pkg: ".", tests: "TestFew|TestNoAssists",
