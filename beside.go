@@ -9,7 +9,7 @@ import (
 
 // Columns of tiny numbers beside others (cols). The kernels in float32 go over all columns,
 // in the order of memory: rows in pieces, without some columns, take longer. Where something is tiny, -m
-// is NaN for them: then their products are NaN, which takes no assist, and nobody uses them. The
+// is NaN for them, and their factors are 0: then products are NaN, which takes no assist, and nobody uses them. The
 // kernels in float64 go over the vectors that have such columns, with constants of their own.
 // Each column takes its results from one of the two, so that its bits don't depend on its
 // neighbours. Where few columns of a vector are tiny, their values are copied side by side, and the
@@ -101,36 +101,30 @@ func recordOf(j int) int { return j/lanes*lanes*coefLen + j%lanes }
 func (w *workspace) findBeside(kinds []byte) {
 	t, width := &w.tinyColumns, w.geo.width
 	t.spans, t.few, t.all, t.wide = t.spans[:0], t.few[:0], true, false
-	usual := false // there is a span, and all columns behind it are usual
-	for j, end := 0, 0; j < width; j = end {
-		if j%mostSpan == 0 {
-			first := w.firstKind(kinds, j, width)
-			if end = first / mostSpan * mostSpan; first == width {
-				end = width
-			}
-			if end > j {
-				t.all = false
-				continue
-			}
-			if end = min(j+mostSpan, width); w.findFew(kinds, j, end) { // as many columns as no span reaches over
-				continue
-			}
+	usual := false                                     // there is a span, and all columns behind it are usual
+	for group := 0; group < width; group += mostSpan { // no span reaches over a group
+		groupEnd := min(group+mostSpan, width)
+		if w.firstKind(kinds, group, groupEnd) == groupEnd || w.findFew(kinds, group, groupEnd) {
+			t.all = false
+			continue
 		}
-		var kind byte
-		kind, end = w.columnsAlike(kinds, j, min(roundUp(j+1, mostSpan), width))
-		t.wide = t.wide || kind&wideOutputs != 0
-		s := tinySpan{j, end, kind&(mixedKinds|wideOutputs) != 0}
-		some := kind&^(mixedKinds|wideOutputs) != 0
-		switch last := len(t.spans) - 1; {
-		case some && usual && w.together(t.spans[last], s):
-			before := &t.spans[last]
-			before.mixed = before.mixed || s.mixed || before.end < j
-			before.end = end
-		case some:
-			t.spans = append(t.spans, s)
+		for j, end := group, 0; j < groupEnd; j = end {
+			var kind byte
+			kind, end = w.columnsAlike(kinds, j, groupEnd)
+			t.wide = t.wide || kind&wideOutputs != 0
+			s := tinySpan{j, end, kind&(mixedKinds|wideOutputs) != 0}
+			some := kind&^(mixedKinds|wideOutputs) != 0
+			switch last := len(t.spans) - 1; {
+			case some && usual && w.together(t.spans[last], s):
+				before := &t.spans[last]
+				before.mixed = before.mixed || s.mixed || before.end < j
+				before.end = end
+			case some:
+				t.spans = append(t.spans, s)
+			}
+			usual = some || usual && kind == 0
+			t.all = t.all && some && !(s.mixed && w.backward) // forward, both ways have the same bits
 		}
-		usual = some || usual && kind == 0
-		t.all = t.all && some && !(s.mixed && w.backward) // forward, both ways have the same bits
 	}
 	if n := t.columns(); !w.backward && n > 0 && !t.all && !t.wide && n*besideShare >= width {
 		t.spans, t.few, t.all = append(t.spans[:0], tinySpan{0, width, true}), t.few[:0], true
@@ -163,7 +157,7 @@ func (w *workspace) together(a, b tinySpan) bool {
 	return (b.first-a.end)*w.geo.height <= rows*lanes && b.end-a.first <= mostSpan
 }
 
-// unsetTinyColumns takes back what the kernels in float32 have for columns in spans.
+// unsetTinyColumns takes back the mean and the factor of z that are hidden from the kernels in float32.
 func (w *workspace) unsetTinyColumns() {
 	t := &w.tinyColumns
 	for _, f := range t.few {
@@ -287,12 +281,9 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 		for _, s := range spans {
 			clear(s.clip(j, end).sums64(buf, j))
 		}
-		height := rowsOf(besideValues, end-j)
-		if len(few) > 0 {
-			height = fewRows(len(few), end-j)
-			w.setFew(buf, few, false)
-			clear(buf.sumsFew[:2*roundUp(len(few), lanes)])
-		}
+		height := fewRows(len(few), end-j)
+		w.setFew(buf, few, false)
+		clear(buf.sumsFew[:2*buf.list.padded()])
 		var held []float32
 		if holds {
 			held = buf.dres[:]
@@ -311,9 +302,7 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 				w.sumSpan64(buf, s, j, r, next, from(held, at))
 				at += s.len() * (next - r)
 			}
-			if len(few) > 0 {
-				w.sumFew(buf, r, next, holds)
-			}
+			w.sumFew(buf, r, next, holds)
 			if held == nil {
 				continue
 			}
@@ -325,18 +314,14 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 				w.putBack(b.dres, held[at:], s, b.n, &b)
 				at += b.len()
 			}
-			if len(few) > 0 {
-				buf.list.spread(w.sums.dres[r*w.geo.width:], buf.y[:], len(few), 0, next-r, w.geo.width)
-			}
+			buf.list.spread(w.sums.dres[r*w.geo.width:], buf.y[:], len(few), 0, next-r, w.geo.width)
 		}
 		for _, s := range spans {
 			s = s.clip(j, end)
 			w.addSpan64(buf, sums, s, j, c)
 			w.dropTiny(sums, s, c)
 		}
-		if len(few) > 0 {
-			buf.addFew(sums, c)
-		}
+		buf.addFew(sums, c)
 	}
 }
 
@@ -444,21 +429,19 @@ func (w *workspace) writeBeside(i, c, rows, n, stride int) {
 	}
 	all := w.heldOf(spans, few, c, n)
 	most := max(1, min(heldLen/all.len(), besideValues/n))
-	if len(few) > 0 {
-		w.setFew(buf, few, true)
-		if height := fewRows(len(few), n); height < most || columns == 0 && !w.apply.stream { // then nothing is held
-			most = height
-		}
+	w.setFew(buf, few, true)
+	if height := fewRows(len(few), n); height < most || columns == 0 && !w.apply.stream { // then nothing is held
+		most = height
 	}
 	// As the tasks do, it begins with the last rows. Kernels prefetch what is held next.
 	for end := rows; end > 0; end -= most {
 		height := min(most, end)
-		w.writeHeld(buf, all, spans, len(few) > 0, i+(end-height)*stride, c, height, n, stride)
+		w.writeHeld(buf, all, spans, i+(end-height)*stride, c, height, n, stride)
 	}
 }
 
-// heldOf returns which of n columns from column c on are held: those from the first in a span, or of few, to the last. A called function
-// takes all of these in its groups.
+// heldOf returns which of n columns from column c on are held: those from the first in a span, or of few, to the last. A
+// called function takes all of these in its groups.
 func (w *workspace) heldOf(spans []tinySpan, few []fewColumn, c, n int) tinySpan {
 	first, end := n, 0
 	if last := len(spans) - 1; last >= 0 {
@@ -481,7 +464,7 @@ const heldLen = 4 * bufferLen
 
 // writeHeld writes rows of n columns from column c on, of which those of all have outputs that are held first. The kernel
 // in float32 writes them among others, in the order of memory, if it has non-temporal stores.
-func (w *workspace) writeHeld(buf *buffers, all tinySpan, spans []tinySpan, few bool, i, c, rows, n, stride int) {
+func (w *workspace) writeHeld(buf *buffers, all tinySpan, spans []tinySpan, i, c, rows, n, stride int) {
 	for _, s := range spans {
 		s = s.clip(c, c+n)
 		w.writeSpan(buf, s, &all, i+s.first-c, rows, stride)
@@ -493,14 +476,12 @@ func (w *workspace) writeHeld(buf *buffers, all tinySpan, spans []tinySpan, few 
 		k.fetch = -4 * rows * stride
 	}
 	st, l := &w.applyTiny, &buf.list
-	if few {
-		w.writeFew(buf, st, i, c, rows, stride)
-		if k.stream {
-			l.spread(buf.heldY[:], buf.y[:], l.padded(), all.first, rows, all.len())
-		}
-		if k.stream && k.dres != nil {
-			l.spread(buf.heldG[:], buf.dres[:], l.padded(), all.first, rows, all.len())
-		}
+	w.writeFew(buf, st, i, c, rows, stride)
+	if k.stream {
+		l.spread(buf.heldY[:], buf.y[:], l.padded(), all.first, rows, all.len())
+	}
+	if k.stream && k.dres != nil {
+		l.spread(buf.heldG[:], buf.dres[:], l.padded(), all.first, rows, all.len())
 	}
 	w.kernel(&w.apply, &k)
 	y, g := !k.stream, !k.stream || k.dres == nil // if sums have stored g, the kernel in float32 writes dx alone
@@ -509,10 +490,10 @@ func (w *workspace) writeHeld(buf *buffers, all tinySpan, spans []tinySpan, few 
 		b := w.outputBlock(i+s.first-c, rows, stride, s)
 		w.putBackHeld(buf, all, s, &b, y, g)
 	}
-	if few && y {
+	if y {
 		l.spread(st.y[i:], buf.y[:], l.padded(), c, rows, stride)
 	}
-	if few && g && st.dres != nil {
+	if g && st.dres != nil {
 		l.spread(st.dres[i:], buf.dres[:], l.padded(), c, rows, stride)
 	}
 }
@@ -578,10 +559,8 @@ func (w *workspace) writeCopyBeside(c int, k *kernelArgs, row *block) {
 	if direct {
 		return
 	}
-	if len(few) > 0 {
-		w.setFew(buf, few, true)
-		w.writeFew(buf, &stage{x: row.x, dy: row.dy, res: row.res, dres: row.dres}, 0, c, 1, row.n)
-	}
+	w.setFew(buf, few, true)
+	w.writeFew(buf, &stage{x: row.x, dy: row.dy, res: row.res, dres: row.dres}, 0, c, 1, row.n)
 	k.coef = w.coef[c*coefLen:]
 	w.elementwise(w.apply.kernel, w.apply.act, k, row)
 	for _, s := range spans {
@@ -589,10 +568,8 @@ func (w *workspace) writeCopyBeside(c int, k *kernelArgs, row *block) {
 		b := row.columns(s, c)
 		w.putBackHeld(buf, all, s, &b, true, true)
 	}
-	if len(few) > 0 {
-		buf.list.spread(row.y, buf.y[:], 0, c, 1, row.n)
-	}
-	if len(few) > 0 && row.dres != nil {
+	buf.list.spread(row.y, buf.y[:], 0, c, 1, row.n)
+	if row.dres != nil {
 		buf.list.spread(row.dres, buf.dres[:], 0, c, 1, row.n)
 	}
 }

@@ -97,6 +97,9 @@ func (k *constants) setOwn(b *block) {
 // sumFew adds the rows r0 to r1-1 of the listed columns to their sums. With holds y of the buffers gets the slopes, or dy.
 func (w *workspace) sumFew(buf *buffers, r0, r1 int, holds bool) {
 	n := buf.list.n
+	if n == 0 {
+		return
+	}
 	b := w.packListed(&w.sums, buf, &buf.list, r0, r1-r0, n)
 	buf.constants.setOwn(&b)
 	var k kernelArgs
@@ -127,6 +130,9 @@ func (b *buffers) addFew(sums *columnSums, c int) {
 // tensors of a stage is at index i.
 func (w *workspace) writeFew(buf *buffers, st *stage, i, c, rows, stride int) {
 	l, n := &buf.list, buf.list.padded()
+	if n == 0 {
+		return
+	}
 	b := block{rows: rows, n: n, heldStep: n, x: buf.x[:rows*n], y: buf.y[:rows*n]}
 	l.pickPadded(b.x, st.x[i:], c, rows, stride)
 	if st.dy != nil {
@@ -151,8 +157,11 @@ func (w *workspace) writeFew(buf *buffers, st *stage, i, c, rows, stride int) {
 // fewTogether is how many values of few columns are copied at a time.
 const fewTogether = 1 << 10
 
-// fewRows returns how many rows of n columns are written or summed by one way before the other, of which some are few.
+// fewRows returns how many rows of n columns, of which some are few, are written or summed by one way before the other.
 func fewRows(few, n int) int {
+	if few == 0 {
+		return rowsOf(besideValues, n)
+	}
 	return max(quadSize, min(besideValues/n, fewTogether/roundUp(few, lanes))/quadSize*quadSize)
 }
 
@@ -171,7 +180,7 @@ func (l *columnList) pickPadded(to, from []float32, c, rows, stride int) {
 // spread copies values of the listed columns, step to a row, to their places in rows. The first place is of column c.
 func (l *columnList) spread(to, from []float32, step, c, rows, stride int) {
 	at := l.at[:l.n]
-	for row := range rows {
+	for row := 0; row < rows && len(at) > 0; row++ {
 		base, from := row*stride-c, from[row*step:][:len(at)]
 		for i, j := range at {
 			to[base+j] = from[i]

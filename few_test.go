@@ -17,9 +17,20 @@ type fewCall struct {
 	workers          int
 	mask             Mask
 	mode             string
+	alias            fewAlias // with a residual
 }
 
-// fewData are the inputs of a call, of which columns are of a kind: 0 is usual.
+// fewAlias says which inputs dx and dresidual overwrite.
+type fewAlias int
+
+const (
+	overNone     fewAlias = iota
+	overX                 // and dy
+	overDY                // and the residual
+	overResidual          // and x
+)
+
+// data returns the inputs of a call whose columns are of a kind: 0 is usual.
 func (c *fewCall) data(kind func(channel int) int) (x, dy, res, gamma, beta []float32) {
 	n, channels := c.shape.Len(), c.shape.Channels
 	x, dy, res = gen.Normal(1, n, 0.3, 1), gen.Uniform(2, n, -1, 1), gen.Uniform(3, n, -1, 1)
@@ -56,10 +67,17 @@ func (c *fewCall) run(path Path, kind func(int) int) (values, ofChannels [][]flo
 	mean, invstd := make([]float64, channels), make([]float64, channels)
 	y, dgamma, dbeta := make([]float32, n), make([]float32, channels), make([]float32, channels)
 	dx, dres := dy, []float32(nil) // in place
-	if c.residual {
-		dx, dres = make([]float32, n), make([]float32, n)
-	} else {
+	switch {
+	case !c.residual:
 		res = nil
+	case c.alias == overX:
+		dx, dres = x, dy
+	case c.alias == overDY:
+		dx, dres = dy, res
+	case c.alias == overResidual:
+		dx, dres = res, x
+	default:
+		dx, dres = make([]float32, n), make([]float32, n)
 	}
 	frozenMean, frozenVar := gen.Uniform(6, channels, -1, 1), gen.Uniform(7, channels, 0.5, 2)
 	switch c.mode {
@@ -108,35 +126,45 @@ func TestFew(t *testing.T) {
 			{act: Identity, mode: "from y"}, {act: LeakyReLU(0.1), mode: "from y", mask: some(s.PerChannel())},
 		} {
 			c.shape, c.workers = s, max(1, c.workers)
-			every := []int{5, 16, 64, s.Channels}[i%4]
-			few := func(channel int) int {
-				switch {
-				case i%3 == 1 && channel/mostSpan%2 == 1: // these are not few
-					return channel % 3
-				case channel%every == every/2:
-					return 1 + channel/every%4
-				case channel%(8*every) == every/2+1: // two side by side
-					return 1
+			for alias := range overResidual + 1 {
+				if c.alias = alias; alias == overNone || c.residual {
+					c.test(t, i)
 				}
-				return 0
 			}
-			t.Run(fmt.Sprintf("%v %v %s %d", s, c.act, c.mode, i), func(t *testing.T) {
-				for _, path := range Paths() {
-					values, ofChannels, err := c.run(path, few)
-					if err != nil {
-						t.Fatal(err)
-					}
-					for kind := range 5 {
-						want, wantChannels, err := c.run(path, func(int) int { return kind })
-						if err != nil {
-							t.Fatal(err)
-						}
-						c.compare(t, path, kind, few, slices.Concat(values, ofChannels), slices.Concat(want, wantChannels))
-					}
-				}
-			})
 		}
 	}
+}
+
+// test compares the outputs on all paths. i is the number of the call, on which the kinds of columns depend.
+func (c fewCall) test(t *testing.T, i int) {
+	s := c.shape
+	every := []int{5, 16, 64, s.Channels}[i%4]
+	few := func(channel int) int {
+		switch {
+		case i%3 == 1 && channel/mostSpan%2 == 1: // these are not few
+			return channel % 3
+		case channel%every == every/2:
+			return 1 + channel/every%4
+		case channel%(8*every) == every/2+1: // two side by side
+			return 1
+		}
+		return 0
+	}
+	t.Run(fmt.Sprintf("%v %v %s %d %d", s, c.act, c.mode, i, c.alias), func(t *testing.T) {
+		for _, path := range Paths() {
+			values, ofChannels, err := c.run(path, few)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for kind := range 5 {
+				want, wantChannels, err := c.run(path, func(int) int { return kind })
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.compare(t, path, kind, few, slices.Concat(values, ofChannels), slices.Concat(want, wantChannels))
+			}
+		}
+	})
 }
 
 // compare compares the outputs of columns of a kind.
