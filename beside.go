@@ -245,9 +245,6 @@ const besideColumns = bufferLen / quadSize
 // heldSlopes is how many columns of spans have slopes held at a time: of more there is room for few rows.
 const heldSlopes = bufferLen / 32
 
-// fetchRows is how many rows ahead the sums of columns prefetch memory.
-const fetchRows = 8
-
 // sumBeside is sumBlock for columns of which some have tiny numbers.
 func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 	t := &w.tinyColumns
@@ -343,7 +340,7 @@ func (w *workspace) sumSpan64(buf *buffers, s tinySpan, j, r0, r1 int, held []fl
 			b = w.packCols(&w.sums, buf, i, height, n)
 		}
 		t.set(&b, s.first)
-		b.fetch = 4 * fetchRows * b.step()
+		b.fetch = 4 * most * b.step() // the kernel goes from column to column: what is near comes too late
 		if held != nil {
 			b.heldStep = n
 		}

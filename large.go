@@ -339,7 +339,7 @@ func (w *workspace) sumWindow64(buf *buffers, l *columnList, minusK []float32, r
 	for r := r0; r < r1; r += most {
 		k.rows = min(most, r1-r)
 		k.x, k.stride = w.block64(buf, l, r, k.rows, n)
-		k.dy, k.strideDY, k.fetch = k.x, k.stride, 4*fetchRows*k.stride
+		k.dy, k.strideDY, k.fetch = k.x, k.stride, 4*most*k.stride
 		w.plan.path.gradSums64(Identity, &k)
 	}
 	s, q = buf.inWindow.s[:padded], buf.inWindow.q[:padded]
