@@ -325,9 +325,17 @@ func (w *workspace) findUnusualAside(s *samples, n int) {
 		end := min(j+mostSpan, n)
 		extent, firsts := w.channels.extent[j:end], values[at[0]+j:end+at[0]]
 		w.largestSampled(values[j:], at, extent)
-		kind, small := s.kind, false
+		kind, small, tiny := s.kind, false, w.channels.tiny[j:end]
+		onlyTiny := kind != 0 && !s.moments
 		for i, v := range extent {
 			most := math.Float32bits(v)
+			if most-1 < tinyBits && onlyTiny {
+				if !w.anyTiny {
+					w.beginTiny()
+				}
+				tiny[i] |= kind
+				continue
+			}
 			if most-1 >= smallFirstBits && most < largeBits { // it is usual
 				continue
 			}
@@ -932,7 +940,7 @@ func (w *workspace) writeTiny(buf *buffers, coef []float32, b *block) {
 		return
 	}
 	if act.variant() != actCalled && b.res == nil {
-		k := kernelArgs{x: b.x, y: b.y, rows: b.rows, stride: b.step(), strideY: b.stepOut()}
+		k := kernelArgs{x: b.x, y: b.y, rows: b.rows, stride: b.step(), strideY: b.stepOut(), fetch: b.fetch}
 		k.stream = !b.held() && w.streams(&k, b.n)
 		w.affineProducts(&buf.constants, act, &k, coef, b.factors, b)
 		return
@@ -1028,8 +1036,11 @@ func rowsOfTiny(n int) int { return max(1, min(bufferLen/n, rowsTogether)) }
 // are sums. Short rows of one channel go together.
 func (w *workspace) sumTinyRow(buf *buffers, sums []float64, c int, coef []float32, win window) {
 	g, st, channels := w.geo, &w.sums, len(sums)/sumLen
-	images := 1
-	if channels == 1 && w.source == nil && win.n < bufferLen {
+	images, most := 1, bufferLen  // values of rows that go together
+	if w.backward && w.needsZ() { // they are copied for that
+		most = shortTiny
+	}
+	if channels == 1 && w.source == nil && win.n < most {
 		images = bufferLen / win.n
 	}
 	image := g.channels * g.inner
@@ -1063,6 +1074,9 @@ func (w *workspace) sumTinyRow(buf *buffers, sums []float64, c int, coef []float
 		}
 	}
 }
+
+// shortTiny is the length of a row from which on rows of images take less time one by one than to be copied together.
+const shortTiny = 256
 
 // operandsApart is operands64 for rows of a channel that are apart, and are packed for it. It stores
 // slopes.
@@ -1113,11 +1127,18 @@ func (w *workspace) writeTinyRows(k *kernelArgs, c int) {
 		if together == 1 { // short rows of images go together
 			stride, step = image, max(1, bufferLen/n)
 		}
+		ahead := step * image // the next block
+		switch {
+		case n > bufferLen:
+			ahead = bufferLen
+		case images == 1:
+			ahead = most * row
+		}
 		coef := k.coef[r*coefLen:]
 		w.setRows(&buf.constants, coef, c+r, together, true)
 		for o := 0; o < images; o += step {
 			for i := 0; i < n; i += bufferLen {
-				b := block{rows: together, n: min(bufferLen, n-i), stride: stride, channels: together, column: c + r}
+				b := block{rows: together, n: min(bufferLen, n-i), stride: stride, channels: together, column: c + r, fetch: 4 * ahead}
 				if together == 1 {
 					b.rows = min(step, images-o)
 				}
