@@ -303,7 +303,9 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 			if held == nil {
 				continue
 			}
+			sums.ahead = height * w.geo.width
 			w.sumColumnsOf(sums, j, j-c, r, next, end-j)
+			sums.ahead = 0
 			at = 0
 			for _, s := range spans {
 				s = s.clip(j, end)

@@ -513,7 +513,7 @@ func (w *workspace) packCols(s *stage, buf *buffers, i, rows, n int) block {
 // geometry's tensor on.
 func (w *workspace) packListed(s *stage, buf *buffers, l *columnList, r, rows, n int) block {
 	width, at := w.geo.width, l.at[:n]
-	if l.adjacent() {
+	if l.adjacent() && (n > 1 || w.source != nil) { // a single column is picked, without a call for each row
 		return w.packCols(s, buf, r*width+at[0], rows, n)
 	}
 	if w.source == nil {

@@ -42,6 +42,7 @@ type columnSums struct {
 	rest       int  // the number of columns with a value in the incomplete row
 	hides      bool // columns with small values have shifts of NaN, so that no product takes an assist
 	first      int  // the first column, if hides is set
+	ahead      int  // values from a row to that which is prefetched, if others read that one first; 0: it comes soon
 }
 
 // columnSums returns the sums of the columns c to c+n-1 of a segment.
@@ -181,6 +182,9 @@ func (w *workspace) sumColumnsOf(sums *columnSums, c, first, r0, r1, n int) {
 		most := rowsOf(values, m)
 		for r := r0; r < r1; r += most {
 			k := w.colArgs(s, buf, r*g.width+c+p, min(most, r1-r), m)
+			if sums.ahead > 0 {
+				k.fetch = 4 * sums.ahead
+			}
 			k.acc = sums.acc[2*(first+p):]
 			k.coef = sums.shift[first+p:]
 			if w.backward {

@@ -614,7 +614,7 @@ func (w *workspace) packed(dst, src []float32, b *block) []float32 {
 }
 
 // shortCopy is the length of a row from which on copy is faster than a kernel for all rows.
-const shortCopy = 64
+const shortCopy = 32
 
 // unpack writes an output of a block, which has no gaps, to its place.
 func (w *workspace) unpack(dst, src []float32, b *block) {
