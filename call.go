@@ -232,7 +232,8 @@ func (s *stage) storage() []float32 {
 func (w *workspace) situation(do phases) situation {
 	a := &w.apply
 	s := situation{path: w.plan.path, workers: w.plan.workers, backward: w.backward, do: do,
-		costly: w.backward && a.act.costly(), masked: w.source != nil, marked: !w.backward && w.anyLarge}
+		costly: w.backward && a.act.costly(), masked: w.source != nil, marked: !w.backward && w.anyLarge,
+		calls: a.act.variant() == actCalled}
 	inputs := [...][]float32{a.x, a.dy, a.res}
 	for _, in := range inputs {
 		if in != nil {

@@ -101,7 +101,7 @@ func (p *Plan) Explain(backward, residual bool) string {
 		return ""
 	}
 	s := situation{path: p.path, workers: p.workers, backward: backward, do: bothPhases, reads: 1, writes: 1,
-		costly: backward && p.act.costly(), storable: backward}
+		costly: backward && p.act.costly(), storable: backward, calls: p.act.variant() == actCalled}
 	if backward {
 		s.reads++
 	}

@@ -22,6 +22,7 @@ type situation struct {
 	storable bool // backward: an output may hold g between the two phases
 	masked   bool // values come from a source: gathered by a mask, or computed from y
 	marked   bool // forward: there are channels whose moments are sums in float64 from the start
+	calls    bool // the activation is a function that kernels call
 }
 
 // phases is the set of phases that a call has.
@@ -45,7 +46,8 @@ type way struct {
 	// inOrder says that cols are written row by row. Otherwise quads of rows are written
 	// together, which loads constants once for four: faster where all tensors and constants
 	// fit into the first-level cache. Beyond it, stores to one row after the other reach the
-	// second level sooner.
+	// second level sooner. A function of an activation takes longer than stores, and least where
+	// its vectors are those of a quad: they have few columns, of which few are far from 0.
 	inOrder bool
 	// strips says that moments of cols are taken of 16 columns at a time: of few rows, whose
 	// values stay in a cache from the probe to the sums.
@@ -209,7 +211,8 @@ func chooseCols(w *way, g *geometry, s situation, l limits) {
 	if s.inPlace {
 		tensors--
 	}
-	w.inOrder = s.path == PathAVX2 && s.do&applyThem != 0 && 4*(g.outer*g.channels*g.inner*tensors+coefLen*g.width) >= l.l1
+	called := s.calls && !w.stores // by the kernels of the outputs
+	w.inOrder = s.path == PathAVX2 && s.do&applyThem != 0 && !called && 4*(g.outer*g.channels*g.inner*tensors+coefLen*g.width) >= l.l1
 	w.strips = s.path != PathGeneric && s.do&takeSums != 0 && !s.backward && !s.marked && g.height > 0 && g.height <= stripRows
 	// Columns are cut only where the segments are too few for the workers.
 	w.tasks = g.width

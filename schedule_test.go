@@ -50,6 +50,8 @@ func scheduleOf(t *testing.T, in string) (situation, limits) {
 			s.backward, s.reads = true, 2
 		case "costly": // backward, and an output may hold g
 			s.backward, s.reads, s.costly, s.storable = true, 2, true, true
+		case "calls":
+			s.calls = true
 		case "unstorable":
 			s.storable = false
 		case "marked":
@@ -174,6 +176,9 @@ var schedules = []scheduled{
 	{"and folded ones are copied", Shape{50, 64, 1}, "masked", "cols strips", 128, 256},
 	{"gradients of gathered rows have no probe", Shape{16, 512, 1}, "masked backward", "cols in order", 512, 64},
 	{"sums of gradients have no probe", Shape{16, 512, 1}, "backward", "cols in order", 512, 64},
+	{"a function is called for quads of rows", Shape{1000, 64, 1}, "calls", "cols", 128, 256},
+	{"and for a backward pass", Shape{1000, 64, 1}, "backward calls", "cols", 128, 256},
+	{"but not by the outputs where g is stored", Shape{1000, 64, 1}, "costly calls", "cols stores g in order", 128, 256},
 	{"a derivative that takes long is stored in columns", Shape{1000, 64, 1}, "costly", "cols stores g in order", 128, 256},
 	{"and by pure Go", Shape{1000, 64, 1}, "costly generic", "cols stores g", 128, 256},
 	{"in dx, which has plain stores then", Shape{100352, 64, 1}, "costly", "cols stores g in order", 128, 256},
@@ -288,7 +293,7 @@ func TestSituation(t *testing.T) {
 	}
 	tensor := func() []float32 { return make([]float32, s.Len()) }
 	x, dy, res, y, dres := tensor(), tensor(), tensor(), tensor(), tensor()
-	backward := situation{path: p.path, workers: 1, backward: true, do: bothPhases, reads: 3, costly: true}
+	backward := situation{path: p.path, workers: 1, backward: true, do: bothPhases, reads: 3, costly: true, calls: true}
 	for _, c := range []struct {
 		why               string
 		dx, dres          []float32
@@ -322,7 +327,7 @@ func TestSituation(t *testing.T) {
 	}
 	w := p.acquire(&Mask{}, s.PerChannel(), false)
 	w.forwardCall(p.act, &operands{x: x, residual: res, y: res})
-	want := situation{path: p.path, workers: 1, do: bothPhases, reads: 2, writes: 1, inPlace: true}
+	want := situation{path: p.path, workers: 1, do: bothPhases, reads: 2, writes: 1, inPlace: true, calls: true}
 	if got := w.situation(bothPhases); got != want {
 		t.Errorf("forward: %+v, want %+v", got, want)
 	}
