@@ -73,7 +73,7 @@ type kernelArgs struct {
 
 	act    *actCode // for the kernels that call an activation's function
 	stream bool     // y and dres have non-temporal stores; in cols they and their rows are aligned to vectors, and all rows are single
-	fetch  int      // distance of prefetches in bytes: of sums and held columns in cols, and of outputs in rows, where 0 stands for none
+	fetch  int      // distance of prefetches in bytes: of sums, held columns and kernelScale in cols, and of outputs in rows, where 0 stands for none
 	factor float64  // of kernelTimes
 
 	// Of kernelScale and the kernels behind it, which may count rows down.
