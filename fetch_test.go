@@ -78,6 +78,7 @@ func TestFetch(t *testing.T) {
 		{"large values of columns", Shape{200, 128, 1}, 1e20, kernelGradSums64, forward},
 		{"columns beside few of tiny gradients, which are read first", Shape{600, 128, 1}, 1, kernelGradSums, tinyIn(16)},
 		{"tiny gradients of rows", Shape{9, 4, 700}, 1, kernelGradSums64, backward},
+		{"large values of short rows", Shape{500, 2, 100}, 1e20, kernelGradSums64, forward},
 		{"rows of several channels", Shape{9, 4, 300}, 1e-40, kernelScale, inference},
 		{"rows of one channel", Shape{9, 3, 1500}, 1e-40, kernelScale, inference},
 		{"rows of one image", Shape{1, 40, 300}, 1e-40, kernelScale, inference},

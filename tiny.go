@@ -1044,7 +1044,7 @@ func (w *workspace) sumTinyRow(buf *buffers, sums []float64, c int, coef []float
 		images = bufferLen / win.n
 	}
 	image := g.channels * g.inner
-	k := kernelArgs{fetch: 4 * image, records: buf.constants.records64[:], sums: sums}
+	k := kernelArgs{fetch: 4 * images * image, records: buf.constants.records64[:], sums: sums} // the same row of the next call
 	b := block{rows: channels, n: win.n, channels: channels, column: c, fetch: k.fetch}
 	for o := win.o; o < win.o+win.images; o += images {
 		if images > 1 {

@@ -253,6 +253,8 @@ var mutations = []mutation{
 		old: "sums.ahead = height * w.geo.width", new: "sums.ahead = 0"},
 	{name: "large values: sums of columns prefetch rows of their own block", file: "large.go", pkg: ".", tests: "TestFetch",
 		old: "4*most*k.stride", new: "4*8*k.stride"},
+	{name: "tiny: sums of short rows prefetch rows of their own call", file: "tiny.go", pkg: ".", tests: "TestFetch",
+		old: "fetch: 4 * images * image,", new: "fetch: 4 * image,"},
 	{name: "tiny: outputs of rows prefetch nothing", file: "tiny.go", pkg: ".", tests: "TestFetch",
 		old: "strideY: b.stepOut(), fetch: b.fetch}", new: "strideY: b.stepOut()}"},
 	{name: "tiny: channels of one image prefetch what follows them", file: "tiny.go", pkg: ".", tests: "TestFetch",
