@@ -288,10 +288,14 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 				height = min(height, rowsOf(bufferLen, columns))
 			}
 		}
+		all := *sums // those of the kernel in float32
+		if holds {
+			all.ahead = height * w.geo.width
+		}
 		for r := r0; r < r1; r += height {
 			next := min(r+height, r1)
 			if held == nil {
-				w.sumColumnsOf(sums, j, j-c, r, next, end-j)
+				w.sumColumnsOf(&all, j, j-c, r, next, end-j)
 			}
 			at := 0
 			for _, s := range spans {
@@ -303,9 +307,7 @@ func (w *workspace) sumBeside(sums *columnSums, c, r0, r1, n int) {
 			if held == nil {
 				continue
 			}
-			sums.ahead = height * w.geo.width
-			w.sumColumnsOf(sums, j, j-c, r, next, end-j)
-			sums.ahead = 0
+			w.sumColumnsOf(&all, j, j-c, r, next, end-j)
 			at = 0
 			for _, s := range spans {
 				s = s.clip(j, end)

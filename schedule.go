@@ -46,8 +46,8 @@ type way struct {
 	// inOrder says that cols are written row by row. Otherwise quads of rows are written
 	// together, which loads constants once for four: faster where all tensors and constants
 	// fit into the first-level cache. Beyond it, stores to one row after the other reach the
-	// second level sooner. A function of an activation takes longer than stores, and least where
-	// its vectors are those of a quad: they have few columns, of which few are far from 0.
+	// second level sooner. A function of an activation takes longer than these stores. It is called for
+	// a quad: its four vectors have the same 8 columns, so that few calls meet a column far from 0.
 	inOrder bool
 	// strips says that moments of cols are taken of 16 columns at a time: of few rows, whose
 	// values stay in a cache from the probe to the sums.

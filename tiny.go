@@ -326,10 +326,9 @@ func (w *workspace) findUnusualAside(s *samples, n int) {
 		extent, firsts := w.channels.extent[j:end], values[at[0]+j:end+at[0]]
 		w.largestSampled(values[j:], at, extent)
 		kind, small, tiny := s.kind, false, w.channels.tiny[j:end]
-		onlyTiny := kind != 0 && !s.moments
 		for i, v := range extent {
 			most := math.Float32bits(v)
-			if most-1 < tinyBits && onlyTiny {
+			if most-1 < tinyBits && kind != 0 { // of moments they are neither small nor large
 				if !w.anyTiny {
 					w.beginTiny()
 				}
@@ -344,8 +343,6 @@ func (w *workspace) findUnusualAside(s *samples, n int) {
 			}
 			switch {
 			case kind == 0:
-			case most-1 < tinyBits:
-				w.addTiny(j+i, kind)
 			case most >= hugeBits:
 				if isHugeSample(firsts[i], most) && (kind == tinyGradients || w.isHuge(j+i, kind, firsts[i], most)) {
 					w.addTiny(j+i, kind)
@@ -1036,11 +1033,11 @@ func rowsOfTiny(n int) int { return max(1, min(bufferLen/n, rowsTogether)) }
 // are sums. Short rows of one channel go together.
 func (w *workspace) sumTinyRow(buf *buffers, sums []float64, c int, coef []float32, win window) {
 	g, st, channels := w.geo, &w.sums, len(sums)/sumLen
-	images, most := 1, bufferLen  // values of rows that go together
+	images, short := 1, bufferLen // shorter rows go together
 	if w.backward && w.needsZ() { // they are copied for that
-		most = shortTiny
+		short = shortTiny
 	}
-	if channels == 1 && w.source == nil && win.n < most {
+	if channels == 1 && w.source == nil && win.n < short {
 		images = bufferLen / win.n
 	}
 	image := g.channels * g.inner
